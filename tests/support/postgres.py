@@ -1,0 +1,91 @@
+"""A PostgreSQL server for tests: real, private to the run, gone afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from tracekit.postgres import BinaryProvider, EmbeddedServer
+
+
+def make_home() -> Path:
+    """A new home below /tmp: short enough for a socket, and open to the server's user when root runs the tests."""
+    home = Path(tempfile.mkdtemp(prefix="tk-", dir="/tmp"))
+    home.chmod(0o711)
+    return home
+
+
+def remove_home(home: Path) -> None:
+    """Stops the server of a home and removes both."""
+    EmbeddedServer(home).stop(mode="immediate")
+    shutil.rmtree(home)
+
+
+class ThrowawayServer:
+    """A server in a home of its own, from `with` to its end. Share one, and give each test a database.
+
+    @pytest.fixture(scope="session")
+    def postgres() -> Iterator[ThrowawayServer]:
+        with ThrowawayServer() as server:
+            yield server
+    """
+
+    def __init__(self, *, provider: BinaryProvider | None = None) -> None:
+        self.home = make_home()
+        self.server = EmbeddedServer(self.home, provider=provider, linger=0)
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> ThrowawayServer:
+        try:
+            self._lease = self.server.acquire()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.release()
+        self.close()
+
+    @property
+    def dsn(self) -> str:
+        """The superuser's DSN of the database that tracekit makes."""
+        return self.server.dsn
+
+    @property
+    def log(self) -> str:
+        return self.server.status().log.read_text(errors="replace")
+
+    def create_database(self, name: str = "", *, owner: str = "", template: str = "template1") -> str:
+        """An empty database, and its DSN; with `owner`, of a new role that is no superuser, which the DSN names.
+
+        `template` names a database to copy, to which nobody may be connected.
+        """
+        name = name or f"test_{os.getpid()}_{next(self._numbers)}"
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            if owner:
+                conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(owner)))
+            conn.execute(
+                sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+                    *map(sql.Identifier, (name, owner or "tracekit", template))
+                )
+            )
+        dsn = make_conninfo(self.dsn, dbname=name)
+        return make_conninfo(dsn, user=owner) if owner else dsn
+
+    def drop_database(self, dsn: str) -> None:
+        """Drops a database, whoever is connected."""
+        name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
+
+    def close(self) -> None:
+        """Stops the server and removes its home."""
+        remove_home(self.home)
