@@ -1,0 +1,70 @@
+"""Identity: of tasks, of traces, and of every span in a task's skeleton.
+
+The id of a skeleton span follows from what it is the span of: the root from the task, an attempt from (task, hop,
+attempt). So the id is fixed before the span is written, a sweeper can close the span of a worker that died, and two
+processes that describe the same attempt can only describe it under the same id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from ulid import ULID
+
+
+def new_task_id() -> str:
+    """A new task id: a ULID of 26 characters, which sorts by its time of creation."""
+    return str(ULID())
+
+
+def new_trace_id() -> str:
+    """A new W3C trace id: 16 random bytes in lower-case hex, not all zero."""
+    while (trace_id := secrets.token_hex(16)) == "0" * 32:
+        pass
+    return trace_id
+
+
+def traceparent(trace_id: str, span_id: str) -> str:
+    """The W3C `traceparent` of a span that is sampled: task spans always are."""
+    return f"00-{trace_id}-{span_id}-01"
+
+
+def _span_id(task_id: str, what: str) -> str:
+    digest = hashlib.sha256(f"{task_id}/{what}".encode()).hexdigest()
+    return digest[:16]
+
+
+def root_span_id(task_id: str) -> str:
+    """The span of the whole task."""
+    return _span_id(task_id, "root")
+
+
+def receive_span_id(task_id: str) -> str:
+    """The span of the request that brought the task in."""
+    return _span_id(task_id, "receive")
+
+
+def send_span_id(task_id: str, hop: int) -> str:
+    """The span of a hop's creation, the parent of all its attempts."""
+    return _span_id(task_id, f"send/{hop}")
+
+
+def queue_span_id(task_id: str, hop: int, attempt: int) -> str:
+    """The span of the time that `attempt` waited for a worker."""
+    return _span_id(task_id, f"queue/{hop}/{attempt}")
+
+
+def attempt_span_id(task_id: str, hop: int, attempt: int) -> str:
+    """The span of one claim of a hop by one worker."""
+    return _span_id(task_id, f"attempt/{hop}/{attempt}")
+
+
+def wait_span_id(task_id: str, hop: int, attempt: int) -> str:
+    """The span of the wait that `attempt` parked its hop on."""
+    return _span_id(task_id, f"wait/{hop}/{attempt}")
+
+
+def review_span_id(task_id: str, hop: int) -> str:
+    """The span of the time that a dead hop lay in the DLQ."""
+    return _span_id(task_id, f"dlq/{hop}")

@@ -1,0 +1,92 @@
+"""Claiming: a worker takes ready hops under a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, LiteralString
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+
+from tracekit.queue.model import Position
+from tracekit.queue.position import COLUMNS, JOINS, position
+
+BY_AGE_EVERY = 8
+"""Each eighth claim takes the oldest hops whatever their priority, so endless urgent work starves nobody (Q6)."""
+
+# A LATERAL per mode: each mode's index range is read to its own limit, and another mode's backlog costs nothing.
+_CLAIM: LiteralString = """
+WITH wanted AS (
+    SELECT * FROM unnest(%(modes)s::text[], %(limits)s::int[]) AS w(mode, free)
+), picked AS (
+    SELECT c.task_id FROM wanted AS w CROSS JOIN LATERAL (
+        SELECT task_id FROM tracekit.queue
+        WHERE mode = w.mode AND state = 'ready' AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        ORDER BY {order} LIMIT w.free FOR UPDATE SKIP LOCKED
+    ) AS c
+), q AS (
+    UPDATE tracekit.queue AS q
+    SET state = 'running', attempt = q.attempt + 1, token = nextval('tracekit.lease_token'), worker = %(worker)s,
+        claimed_at = clock_timestamp(), due_at = clock_timestamp() + %(lease)s
+    FROM picked WHERE q.task_id = picked.task_id
+    RETURNING q.*
+)
+SELECT {columns} FROM q {joins}
+"""
+_BY_PRIORITY = _CLAIM.format(order="priority DESC, created_at", columns=COLUMNS, joins=JOINS)
+_BY_AGE = _CLAIM.format(order="created_at", columns=COLUMNS, joins=JOINS)
+
+
+async def claim(
+    connection: AsyncConnection[Any], worker: str, free: Mapping[str, int], lease: timedelta, *, by_age: bool
+) -> list[Position]:
+    """Up to `free[mode]` hops of each mode, each under a new lease of `lease`.
+
+    Every claim counts as an attempt (Q4) and takes a token greater than any before it (Q3). A hop past its task's ttl
+    is never claimed (Q7).
+    """
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _BY_AGE if by_age else _BY_PRIORITY,
+            {"modes": list(free), "limits": list(free.values()), "worker": worker, "lease": lease},
+        )
+        return [position(row) for row in await cursor.fetchall()]
+
+
+_HEARTBEAT: LiteralString = """
+WITH held AS (
+    UPDATE tracekit.queue AS q SET due_at = clock_timestamp() + %(lease)s
+    FROM unnest(%(tasks)s::text[], %(tokens)s::bigint[]) AS mine(task_id, token)
+    WHERE q.task_id = mine.task_id AND q.token = mine.token AND q.state = 'running'
+    RETURNING q.token
+), seen AS (
+    INSERT INTO tracekit.workers AS w (id, modes, listener) VALUES (%(worker)s, %(modes)s, %(listener)s)
+    ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), listener = excluded.listener
+)
+SELECT token FROM held
+"""
+
+
+async def heartbeat(
+    connection: AsyncConnection[Any],
+    worker: str,
+    modes: list[str],
+    listener: str,
+    leases: Mapping[str, int],
+    lease: timedelta,
+) -> set[int]:
+    """Extend all of a worker's leases (`leases`: task id to token) in one statement, and say that it lives.
+
+    Returns the tokens that are still held. Of the others the handlers must stop.
+    """
+    parameters = {
+        "worker": worker,
+        "modes": modes,
+        "listener": listener,
+        "tasks": list(leases),
+        "tokens": list(leases.values()),
+        "lease": lease,
+    }
+    cursor = await connection.execute(_HEARTBEAT, parameters)
+    return {row[0] for row in await cursor.fetchall()}

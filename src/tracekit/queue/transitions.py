@@ -1,0 +1,485 @@
+"""What each end of an attempt, each deadline and each decision does to a task: worked out here, written by `Changes`.
+
+Nothing here talks to the database. Every function takes the position as it is under the row's lock and adds the rows of
+one step: the next position, the events, the skeleton spans, the notifications.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import Any, assert_never
+
+from tracekit import ids
+from tracekit.envelope import DataTier, Envelope, Origin, RetryPolicy, TaskRequest
+from tracekit.queue.changes import Changes
+from tracekit.queue.model import (
+    Done,
+    Ending,
+    EndState,
+    Failed,
+    GiveUp,
+    HandOff,
+    Json,
+    LeaseExpired,
+    Notice,
+    Park,
+    Position,
+    Released,
+    RetryLater,
+    Signal,
+)
+from tracekit.queue.payload import plain_text
+from tracekit.queue.submission import Submission, send_attributes
+from tracekit.tracing import semconv
+from tracekit.tracing.spans import AttributeValue, Span, SpanKind, SpanLink, StatusCode
+
+REVIEW_TTL = timedelta(days=14)
+"""How long a review task waits for the operator. The dead task itself stays in the DLQ after it."""
+
+END_STATUS: dict[str, StatusCode] = {
+    "done": StatusCode.OK,
+    "failed": StatusCode.ERROR,
+    "abandoned": StatusCode.ERROR,
+    # A task that a person or the clock stopped did as it was told: no error, no success.
+    "expired": StatusCode.UNSET,
+    "rejected": StatusCode.UNSET,
+}
+
+
+def end_attempt(
+    changes: Changes, position: Position, ending: Ending, kept: Signal | None, signal_id: int | None
+) -> None:
+    """The end of a claimed hop's attempt. `kept`: the signal that came before the wait that `ending` opens."""
+    match ending:
+        case HandOff():
+            _hand_off(changes, position, ending)
+        case Done():
+            _attempt(changes, position, ending.outcome, summary=ending.summary or None)
+            if ending.notify:
+                changes.notice(position.task_id, _summary(position, ending.outcome, ending.summary))
+            end_task(changes, position, ending.outcome, ending.summary)
+        case RetryLater():
+            _retry_later(changes, position, ending)
+        case GiveUp():
+            _attempt(changes, position, "given_up", reason=ending.reason, failure=("given_up", ending.reason))
+            _die(changes, position, "given_up", "given_up", ending.reason)
+        case Park():
+            _park(changes, position, ending, kept, signal_id)
+        case Released():
+            _attempt(changes, position, "released")
+            changes.move(
+                position,
+                "ready",
+                expires_at=position.expires_at,
+                max_attempts=position.max_attempts + 1,
+                wait_attempt=position.wait_attempt,
+            )
+        case Failed():
+            _fail(changes, position, "failed", ending.error_type, ending.message)
+        case LeaseExpired():
+            message = "the worker died or could not be reached; its lease ended"
+            _fail(changes, position, semconv.LEASE_EXPIRED, semconv.LEASE_EXPIRED, message)
+        case _:
+            assert_never(ending)
+
+
+def end_task(changes: Changes, position: Position, outcome: EndState, summary: str) -> None:
+    """The task's end: its state, its last event, and its root span, written this once."""
+    changes.end(position, outcome, plain_text(summary))
+    _record_end(changes, position, outcome, summary)
+
+
+def close_wait(
+    changes: Changes, position: Position, resolution: str, signal: Signal | None, signal_id: int | None
+) -> None:
+    """The wait that `position` is parked on is over; where the task goes from here is the caller's to add."""
+    wait = position.resumption
+    assert wait is not None, "a parked hop has a wait"
+    assert position.wait_attempt is not None, "a parked hop has a wait"
+    changes.closed_waits.append(
+        {
+            "task_id": position.task_id,
+            "hop": position.hop,
+            "attempt": position.wait_attempt,
+            "closed_at": changes.now.isoformat(),
+            "resolution": resolution,
+            "signal_id": signal_id,
+        }
+    )
+    changes.event(
+        position, "wait.closed", wait=wait.kind, resolution=resolution, sent_by=signal.sent_by if signal else None
+    )
+    changes.spans.append(
+        Span(
+            trace_id=position.trace_id,
+            span_id=ids.wait_span_id(position.task_id, position.hop, position.wait_attempt),
+            parent_span_id=ids.send_span_id(position.task_id, position.hop),
+            task_id=position.task_id,
+            name=f"wait {wait.kind}",
+            kind=SpanKind.INTERNAL,
+            start_time=wait.opened_at,
+            end_time=changes.now,
+            attributes={
+                **_identity(position),
+                semconv.WAIT_KIND: wait.kind,
+                semconv.WAIT_RESOLUTION: resolution,
+            },
+            links=(_link(position, position.wait_attempt, "parked_by"),),
+        )
+    )
+
+
+def resume(changes: Changes, position: Position) -> None:
+    """A parked hop is ready again, with what its wait brought. Parking is not held against its attempts."""
+    changes.move(
+        position,
+        "ready",
+        expires_at=position.expires_at,
+        max_attempts=position.max_attempts + 1,
+        wait_attempt=position.wait_attempt,
+    )
+
+
+def expire(changes: Changes, position: Position, why: str) -> None:
+    """The task's time is over: it ends unexecuted, and the operator is told what it was."""
+    if position.state == "parked":
+        close_wait(changes, position, "deadline", None, None)
+    summary = f"Expired in {position.mode}: {why}."
+    changes.notice(position.task_id, _summary(position, "expired", summary))
+    end_task(changes, position, "expired", summary)
+
+
+def redrive(changes: Changes, position: Position, hop: int, input: Json, dead_since: Any, by: str) -> None:
+    """A dead task goes on: its dead hop again, as a new hop with its attempts unspent. The ttl does not return: the
+    operator has just said that the task is worth doing.
+    """
+    _dlq_span(changes, position, dead_since, "redriven")
+    changes.event(position, "task.redriven", by=by, hop=hop)
+    changes.resolve_dead(position, None, None)
+    changes.new_hop(position, hop, position.mode, position.persona, input)
+    changes.spans.append(_send_span(changes, position, hop, position.mode))
+    changes.move(
+        position, "ready", hop=hop, attempt=0, max_attempts=position.retry_policy.max_attempts, expires_at=None
+    )
+
+
+def abandon(changes: Changes, position: Position, dead_since: Any, by: str) -> None:
+    """A dead task ends for good."""
+    _dlq_span(changes, position, dead_since, "abandoned")
+    summary = f"Abandoned by {by} after {position.attempt} attempts in {position.mode}."
+    changes.resolve_dead(position, "abandoned", summary)
+    _record_end(changes, position, "abandoned", summary)
+    changes.wake(position, position.hop, None)
+
+
+# --- the ends of an attempt -----------------------------------------------------------------------------------------
+
+
+def _hand_off(changes: Changes, position: Position, ending: HandOff) -> None:
+    hop = position.hop + 1
+    _attempt(changes, position, "handed_off", next={"hop": hop, "mode": ending.mode})
+    changes.new_hop(position, hop, ending.mode, ending.persona or position.persona, ending.input)
+    changes.spans.append(_send_span(changes, position, hop, ending.mode))
+    changes.raise_flags(position, ending.destructive, ending.tags, timedelta(0))
+    changes.move(
+        position,
+        "ready",
+        hop=hop,
+        mode=ending.mode,
+        attempt=0,
+        max_attempts=position.retry_policy.max_attempts,
+        expires_at=None if ending.beyond_ttl else position.expires_at,
+    )
+
+
+def _retry_later(changes: Changes, position: Position, ending: RetryLater) -> None:
+    due_at = changes.now + ending.delay
+    _attempt(changes, position, "retry_later", reason=ending.reason, due_at=due_at.isoformat())
+    expires_at = position.expires_at
+    if ending.extend_ttl and expires_at:
+        changes.raise_flags(position, False, (), ending.delay)
+        expires_at += ending.delay
+    changes.move(position, "scheduled", due_at=due_at, expires_at=expires_at, max_attempts=position.max_attempts + 1)
+
+
+def _park(changes: Changes, position: Position, ending: Park, kept: Signal | None, signal_id: int | None) -> None:
+    deadline = changes.now + ending.within
+    _attempt(
+        changes,
+        position,
+        "parked",
+        wait={"kind": ending.kind, "deadline": deadline.isoformat()},
+    )
+    changes.waits.append(
+        {
+            "task_id": position.task_id,
+            "hop": position.hop,
+            "attempt": position.attempt,
+            "kind": ending.kind,
+            "key": ending.key,
+            "data": ending.data,
+            "deadline": deadline.isoformat(),
+            "on_deadline": ending.on_deadline,
+            "opened_at": changes.now.isoformat(),
+            "closed_at": changes.now.isoformat() if kept else None,
+            "resolution": "signal" if kept else None,
+            "signal_id": signal_id,
+        }
+    )
+    if ending.notice and not kept:
+        changes.notice(position.task_id, ending.notice)
+    if kept:
+        changes.event(position, "wait.closed", wait=ending.kind, resolution="signal", sent_by=kept.sent_by)
+        changes.move(
+            position,
+            "ready",
+            expires_at=position.expires_at,
+            max_attempts=position.max_attempts + 1,
+            wait_attempt=position.attempt,
+        )
+    else:
+        changes.move(position, "parked", due_at=deadline, expires_at=position.expires_at, wait_attempt=position.attempt)
+
+
+def _fail(changes: Changes, position: Position, outcome: str, error_type: str, message: str) -> None:
+    message = plain_text(message)
+    if position.attempt >= position.max_attempts:
+        _attempt(changes, position, outcome, failure=(error_type, message))
+        _die(changes, position, "attempts_exhausted", error_type, message)
+        return
+    if error_type == semconv.LEASE_EXPIRED:
+        # Its lease was rest enough: Q2 promises it back within the lease and one sweep.
+        _attempt(changes, position, outcome, failure=(error_type, message))
+        changes.move(position, "ready", expires_at=position.expires_at, wait_attempt=position.wait_attempt)
+        return
+    # The failures so far, not the claims: parked and released claims widened `max_attempts` by one each.
+    failures = position.attempt - (position.max_attempts - position.retry_policy.max_attempts)
+    ceiling = position.retry_policy.ceiling(max(1, failures))
+    due_at = changes.now + ceiling * random.random()
+    _attempt(changes, position, outcome, failure=(error_type, message), due_at=due_at.isoformat())
+    changes.move(
+        position, "scheduled", due_at=due_at, expires_at=position.expires_at, wait_attempt=position.wait_attempt
+    )
+
+
+def _die(changes: Changes, position: Position, reason: str, error_type: str, message: str) -> None:
+    review = None if position.review_of else _review(position, reason)
+    changes.dead_letters.append(
+        {
+            "task_id": position.task_id,
+            "hop": position.hop,
+            "mode": position.mode,
+            "reason": reason,
+            "error_type": error_type,
+            "error": plain_text(message),
+            "attempts": position.attempt,
+            "trace_id": position.trace_id,
+            "died_at": changes.now.isoformat(),
+            "review_task_id": review.envelope.id if review else None,
+        }
+    )
+    changes.event(
+        position, "task.dead", reason=reason, error_type=error_type, review_task=review and review.envelope.id
+    )
+    body = f"{position.mode} gave up after {position.attempt} attempts: {error_type}."
+    changes.notice(
+        position.task_id,
+        Notice(
+            kind="dead_letter",
+            title="A task is in the DLQ",
+            body=body,
+            urgent=position.rank == 3,
+            data={"trace_id": position.trace_id, "review_task": review.envelope.id if review else None},
+        ),
+    )
+    changes.bury(position)
+    if review:
+        changes.submissions.append(review)
+        changes.wakeups.append(review.wakeup())
+
+
+def _review(position: Position, reason: str) -> Submission:
+    """The one task that asks the operator about a dead one. It says nothing of the dead task's content."""
+    envelope = Envelope.seal(
+        TaskRequest(
+            intent=f"Review dead task {position.task_id}: {position.mode} ended with {reason}",
+            idempotency_key=f"dlq:{position.task_id}/{position.hop}",
+            priority=position.priority,
+            ttl=REVIEW_TTL,
+            retry_policy=RetryPolicy(),
+            data_tier=position.data_tier,
+        ),
+        origin=Origin.OBSERVER,
+        surface="dlq",
+        requester="system",
+        trace_id=ids.new_trace_id(),
+    )
+    return Submission(
+        envelope,
+        mode="guardian",
+        input={"review": {"task_id": position.task_id, "hop": position.hop, "reason": reason}},
+        review_of=position.task_id,
+        link=(position.trace_id, position.span_id),
+    )
+
+
+def review_key(task_id: str, hop: int) -> str:
+    """The key of the signal that tells a review task what became of the dead one."""
+    return f"dlq:{task_id}/{hop}"
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+def _identity(position: Position) -> dict[str, AttributeValue | None]:
+    return {
+        semconv.TASK_ID: position.task_id,
+        semconv.HOP: position.hop,
+        semconv.MODE: position.mode,
+        semconv.PERSONA: position.persona,
+    }
+
+
+def _link(position: Position, attempt: int, why: str) -> SpanLink:
+    return SpanLink(position.trace_id, ids.attempt_span_id(position.task_id, position.hop, attempt), why)
+
+
+def _attempt(
+    changes: Changes, position: Position, outcome: str, *, failure: tuple[str, str] | None = None, **data: Json
+) -> None:
+    """The record of a claim: its event, the span of its wait for a worker, and its own CONSUMER span."""
+    assert position.claimed_at is not None, "an attempt begins with a claim"
+    changes.event(
+        position,
+        "attempt.ended",
+        outcome=outcome,
+        worker=position.worker,
+        persona=position.persona,
+        ready_at=position.ready_at.isoformat(),
+        claimed_at=position.claimed_at.isoformat(),
+        error={"type": failure[0], "message": failure[1]} if failure else None,
+        **data,
+    )
+    send = ids.send_span_id(position.task_id, position.hop)
+    identity = {**_identity(position), semconv.ATTEMPT: position.attempt}
+    changes.spans.append(
+        Span(
+            trace_id=position.trace_id,
+            span_id=ids.queue_span_id(position.task_id, position.hop, position.attempt),
+            parent_span_id=send,
+            task_id=position.task_id,
+            name=f"wait queue {position.mode}",
+            kind=SpanKind.INTERNAL,
+            start_time=position.ready_at,
+            end_time=position.claimed_at,
+            attributes={**identity, semconv.WAIT_KIND: "queue"},
+        )
+    )
+    links = [SpanLink(position.trace_id, send, "creation")]
+    if position.attempt > 1:
+        links.append(_link(position, position.attempt - 1, "retry_of"))
+    # What went wrong may quote what the task is about: of a restricted task the trace gets the error's type alone.
+    message = failure[1] if failure and position.data_tier is not DataTier.RESTRICTED else ""
+    changes.spans.append(
+        Span(
+            trace_id=position.trace_id,
+            span_id=position.span_id,
+            parent_span_id=send,
+            task_id=position.task_id,
+            name=f"process {position.mode}",
+            kind=SpanKind.CONSUMER,
+            start_time=position.claimed_at,
+            end_time=changes.now,
+            status=StatusCode.ERROR if failure else StatusCode.UNSET,
+            status_message=plain_text(message, 500),
+            attributes={
+                **identity,
+                semconv.MESSAGING_SYSTEM: semconv.SYSTEM,
+                semconv.MESSAGING_OPERATION: "process",
+                semconv.MESSAGING_OPERATION_TYPE: "process",
+                semconv.MESSAGING_DESTINATION: position.mode,
+                semconv.MESSAGING_MESSAGE_ID: f"{position.task_id}/{position.hop}",
+                semconv.MESSAGING_CLIENT_ID: position.worker,
+                semconv.OUTCOME: outcome,
+                semconv.ERROR_TYPE: failure[0] if failure else None,
+            },
+            links=tuple(links),
+        )
+    )
+
+
+def _send_span(changes: Changes, position: Position, hop: int, mode: str) -> Span:
+    return Span(
+        trace_id=position.trace_id,
+        span_id=ids.send_span_id(position.task_id, hop),
+        parent_span_id=position.root_span_id,
+        task_id=position.task_id,
+        name=f"send {mode}",
+        kind=SpanKind.PRODUCER,
+        start_time=changes.now,
+        end_time=changes.now,
+        attributes=dict(send_attributes(position.task_id, hop, mode)),
+        links=(_link(position, position.attempt, "handed_off_by"),),
+    )
+
+
+def _dlq_span(changes: Changes, position: Position, dead_since: Any, resolution: str) -> None:
+    changes.spans.append(
+        Span(
+            trace_id=position.trace_id,
+            span_id=ids.review_span_id(position.task_id, position.hop),
+            parent_span_id=ids.send_span_id(position.task_id, position.hop),
+            task_id=position.task_id,
+            name="wait dlq",
+            kind=SpanKind.INTERNAL,
+            start_time=dead_since,
+            end_time=changes.now,
+            attributes={
+                **_identity(position),
+                semconv.WAIT_KIND: "dlq",
+                semconv.WAIT_RESOLUTION: resolution,
+            },
+            links=(_link(position, position.attempt, "parked_by"),),
+        )
+    )
+
+
+def _record_end(changes: Changes, position: Position, outcome: EndState, summary: str) -> None:
+    changes.event(position, "task.ended", outcome=outcome, summary=plain_text(summary) or None)
+    changes.spans.append(
+        Span(
+            trace_id=position.trace_id,
+            span_id=position.root_span_id,
+            parent_span_id=position.parent_span_id,
+            task_id=position.task_id,
+            name=f"task {position.origin}",
+            kind=SpanKind.INTERNAL,
+            start_time=position.task_created_at,
+            end_time=changes.now,
+            status=END_STATUS[outcome],
+            attributes={
+                semconv.TASK_ID: position.task_id,
+                semconv.ORIGIN: position.origin,
+                semconv.SURFACE: position.surface,
+                semconv.REQUESTER: position.requester,
+                semconv.PRIORITY: position.priority.value,
+                semconv.DATA_TIER: position.data_tier.value,
+                semconv.OUTCOME: outcome,
+            },
+        )
+    )
+
+
+def _summary(position: Position, outcome: str, summary: str) -> Notice:
+    """What the operator is told of an ended task. Restricted content stays in the database."""
+    about = "a restricted task" if position.data_tier is DataTier.RESTRICTED else plain_text(position.intent, 300)
+    if position.data_tier is DataTier.RESTRICTED:
+        summary = f"See `tracekit tasks show {position.task_id}`."
+    return Notice(
+        kind=f"task_{outcome}",
+        title=f"Task {outcome}: {plain_text(about, 80)}",
+        body=plain_text(f"{about}\n{summary}", 2_000),
+        urgent=position.rank == 3,
+        data={"trace_id": position.trace_id},
+    )

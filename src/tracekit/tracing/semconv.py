@@ -1,0 +1,37 @@
+"""Names of attributes, as OpenTelemetry's conventions have them, and our own under `tracekit.`.
+
+Sources: semantic conventions 1.38 (messaging, HTTP, errors), the CI/CD and VCS conventions (release candidate), and the
+GenAI conventions, which live in a repository of their own and in no Python package yet.
+"""
+
+from typing import Final
+
+TASK_ID: Final = "tracekit.task.id"
+HOP: Final = "tracekit.hop"
+MODE: Final = "tracekit.mode"
+PERSONA: Final = "tracekit.persona"
+ATTEMPT: Final = "tracekit.attempt"
+OUTCOME: Final = "tracekit.outcome"
+ORIGIN: Final = "tracekit.origin"
+SURFACE: Final = "tracekit.surface"
+REQUESTER: Final = "tracekit.requester"
+PRIORITY: Final = "tracekit.priority"
+DESTRUCTIVE: Final = "tracekit.destructive"
+DATA_TIER: Final = "tracekit.data_tier"
+WAIT_KIND: Final = "tracekit.wait.kind"
+WAIT_RESOLUTION: Final = "tracekit.wait.resolution"
+LINK: Final = "tracekit.link"
+"""Why a link is there: `creation`, `retry_of`, `handed_off_by`, `resumed_from`, `review_of`."""
+
+ERROR_TYPE: Final = "error.type"
+LEASE_EXPIRED: Final = "lease_expired"
+"""`error.type` of an attempt whose worker died or lost its lease."""
+
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_OPERATION: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+MESSAGING_CLIENT_ID: Final = "messaging.client.id"
+SYSTEM: Final = "tracekit"
+"""`messaging.system` of the queue."""

@@ -1,0 +1,47 @@
+"""Fixtures: one real server for the run, one migrated template, a fresh database for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.postgres import ThrowawayServer
+from tracekit.postgres import Pool, migrate, open_pool
+from tracekit.queue import Queue
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[ThrowawayServer]:
+    """A server that all tests share which do not stop it."""
+    with ThrowawayServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def template(postgres: ThrowawayServer) -> str:
+    """The name of a migrated database, to be copied."""
+    await migrate(postgres.create_database("migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def dsn(postgres: ThrowawayServer, template: str) -> Iterator[str]:
+    """A fresh, migrated database of the test's own."""
+    made = postgres.create_database(template=template)
+    yield made
+    postgres.drop_database(made)
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[Pool]:
+    """Connections to the test's database, as a worker has them."""
+    opened = await open_pool(dsn, min_size=1, max_size=8, name="test", autocommit=True)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def queue(pool: Pool) -> Queue:
+    """The queue of the test's database. Its notifier sends nothing unless the test runs it."""
+    return Queue(pool)
