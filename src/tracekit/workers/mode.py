@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import entry_points
@@ -145,6 +145,12 @@ class Mode(ABC, Generic[Input]):
     @abstractmethod
     def run(self, hop: Hop[Input]) -> Outcome | Awaitable[Outcome]:
         """Work on the hop. What it raises is a failed attempt and, attempts left, a retry."""
+
+    def sources(self) -> Sequence[Source]:
+        """What this mode looks at beside its hops. The runtime polls each at its interval, in every process that serves
+        the mode: what a source files, it files under keys that make it one task.
+        """
+        return ()
 
     @property
     def blocks(self) -> bool:
