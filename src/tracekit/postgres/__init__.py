@@ -1,29 +1,63 @@
 """Where the database comes from: a server of the user's own or a DSN, connections, migrations."""
 
-from .binaries import (
-    Binaries,
-    BinaryProvider,
-    ChosenBinaries,
-    InstalledBinaries,
-    WheelBinaries,
-    default_provider,
-)
-from .connection import Connection, Pool, connect, open_pool
-from .dsn import Dsn, redact_dsn
-from .errors import (
-    DatabaseError,
-    SchemaChangedError,
-    SchemaError,
-    SchemaOutdatedError,
-    SchemaTooNewError,
-    ServerError,
-    UnreachableError,
-    UnsupportedServerError,
-)
-from .layout import default_home
-from .migrate import Migration, check_schema, migrate, read_migrations
-from .postmaster import StopMode
-from .server import EmbeddedServer, Lease, ServerStatus
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .binaries import (
+        Binaries,
+        BinaryProvider,
+        ChosenBinaries,
+        InstalledBinaries,
+        WheelBinaries,
+        default_provider,
+    )
+    from .connection import Connection, Pool, connect, open_pool
+    from .dsn import Dsn, redact_dsn
+    from .errors import (
+        DatabaseError,
+        SchemaChangedError,
+        SchemaError,
+        SchemaOutdatedError,
+        SchemaTooNewError,
+        ServerError,
+        UnreachableError,
+        UnsupportedServerError,
+    )
+    from .layout import default_home
+    from .postmaster import StopMode
+    from .schema import Migration, check_schema, migrate, read_migrations
+    from .server import EmbeddedServer, Lease, ServerStatus
+
+# Imported on first use: the supervisor lives as long as the server does and needs none of psycopg,
+# which would double its size and the time to start a server.
+_MODULES = {
+    "binaries": (
+        "Binaries",
+        "BinaryProvider",
+        "ChosenBinaries",
+        "InstalledBinaries",
+        "WheelBinaries",
+        "default_provider",
+    ),
+    "connection": ("Connection", "Pool", "connect", "open_pool"),
+    "dsn": ("Dsn", "redact_dsn"),
+    "errors": (
+        "DatabaseError",
+        "SchemaChangedError",
+        "SchemaError",
+        "SchemaOutdatedError",
+        "SchemaTooNewError",
+        "ServerError",
+        "UnreachableError",
+        "UnsupportedServerError",
+    ),
+    "layout": ("default_home",),
+    "postmaster": ("StopMode",),
+    "schema": ("Migration", "check_schema", "migrate", "read_migrations"),
+    "server": ("EmbeddedServer", "Lease", "ServerStatus"),
+}
+_HOME_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Binaries",
@@ -56,3 +90,9 @@ __all__ = [
     "read_migrations",
     "redact_dsn",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

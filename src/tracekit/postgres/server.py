@@ -169,7 +169,8 @@ class EmbeddedServer:
             in_use = False
             if layout.users_lock.exists():
                 with contextlib.closing(FileLock(layout.users_lock)) as users:
-                    in_use = not users.try_exclusive()
+                    # Not shared either: the supervisor has it, and is stopping the server.
+                    in_use = not users.try_exclusive() and users.try_shared()
             version_file = layout.data / "PG_VERSION"
             version = version_file.read_text().strip() if version_file.exists() else None
         return ServerStatus(
