@@ -66,13 +66,13 @@ class WorkerSettings(_Section):
     """Hops of one mode in flight in one process. More hides the latency of what handlers wait for, and costs memory."""
     lease: Span = timedelta(seconds=60)
     """How long a claim lasts without a heartbeat. Shorter returns a dead worker's hop sooner, longer tolerates longer
-    pauses of a living one. With the sweep it bounds the recovery: 75 s by default."""
+    pauses of a living one. With the sweep it bounds the recovery: 61 s by default."""
     heartbeat: Span = timedelta(seconds=15)
     """Between heartbeats. At most a third of the lease, so that two may fail."""
     poll_interval: Span = timedelta(seconds=1)
     """Between looks at the queue when nothing wakes the worker: what a lost NOTIFY costs."""
-    sweep_interval: Span = timedelta(seconds=15)
-    """Between sweeps for leases, deadlines and ttls that ended. Due rests are looked for at every poll."""
+    sweep_interval: Span = timedelta(seconds=1)
+    """Between sweeps for leases, rests, deadlines and ttls that are over. An idle sweep reads two indexes."""
     grace: Span = timedelta(seconds=20)
     """After SIGTERM: how long handlers may finish before their leases are given back."""
     handler_timeout: Span = timedelta(minutes=15)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,15 +23,21 @@ class Settled:
     wakeups: list[Wakeup]
 
 
-def check(settlement: Settlement) -> None:
-    """Refuse what could not be written, before it meets others in a batch. Raises `PayloadRefused`."""
+def storable_settlement(settlement: Settlement) -> Settlement:
+    """`settlement` with its values as plain JSON data, checked before it meets others in a batch.
+
+    Raises `PayloadRefused`.
+    """
+    mode = settlement.position.mode
     match settlement.ending:
-        case HandOff(mode=mode, input=value):
-            storable(value, f"what {settlement.position.mode} hands to {mode}")
-        case Park(data=value):
-            storable(value, f"what {settlement.position.mode} parks with")
+        case HandOff() as ending:
+            value = storable(ending.input, f"what {mode} hands to {ending.mode}")
+            return replace(settlement, ending=replace(ending, input=value))
+        case Park() as ending:
+            value = storable(ending.data, f"what {mode} parks with")
+            return replace(settlement, ending=replace(ending, data=value))
         case _:
-            pass
+            return settlement
 
 
 async def settle(connection: AsyncConnection[Any], settlements: Sequence[Settlement]) -> Settled:

@@ -1,0 +1,225 @@
+"""The worker against a real queue: whatever a handler does, its hop ends, and the worker lives."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry import trace
+from pydantic import BaseModel
+
+from tests.queue.driving import accept
+from tracekit.config import Settings, WorkerSettings
+from tracekit.postgres import Pool
+from tracekit.queue import Done, HandOff, Outcome, Queue
+from tracekit.tracing.hop import current_hop
+from tracekit.workers.mode import Hop, Mode, Services
+from tracekit.workers.worker import Worker
+
+QUICK = WorkerSettings(
+    lease=timedelta(seconds=30),
+    heartbeat=timedelta(milliseconds=50),
+    poll_interval=timedelta(milliseconds=20),
+    grace=timedelta(seconds=10),
+    handler_timeout=timedelta(seconds=20),
+)
+
+
+class Text(BaseModel):
+    text: str = ""
+
+
+Handler = Callable[[Hop[Text]], Awaitable[Any]]
+
+
+def mode_of(handler: Handler, called: str = "router") -> type[Mode[Text]]:
+    class Made(Mode[Text]):
+        name = called
+        input_type = Text
+
+        async def run(self, hop: Hop[Text]) -> Outcome:
+            return await handler(hop)  # type: ignore[no-any-return]
+
+    return Made
+
+
+@asynccontextmanager
+async def working(
+    queue: Queue, *modes: type[Mode[Any]], settings: WorkerSettings = QUICK
+) -> AsyncIterator[asyncio.Event]:
+    stop = asyncio.Event()
+    async with httpx.AsyncClient() as http:
+        services = Services(Settings(worker=settings), queue, http)
+        worker = Worker(services, [mode(services) for mode in modes], settings)
+        running = asyncio.create_task(worker.run(stop))
+        sweeping = asyncio.create_task(_sweep(queue))
+        try:
+            yield stop
+        finally:
+            stop.set()
+            sweeping.cancel()
+            await running
+
+
+async def _sweep(queue: Queue) -> None:
+    while True:
+        await queue.sweep()
+        await asyncio.sleep(0.02)
+
+
+async def until(queue: Queue, task_id: str, *states: str) -> str:
+    """The state, once it is one of `states`."""
+    async with asyncio.timeout(30):
+        while (task := await queue.task(task_id)).state not in states:  # noqa: ASYNC110 - the event is in the database
+            await asyncio.sleep(0.01)
+    return task.state
+
+
+async def errors(queue: Queue, task_id: str) -> list[str]:
+    events = await queue.events(task_id)
+    return [event.data["error"]["type"] for event in events if "error" in event.data]
+
+
+async def test_a_task_goes_from_mode_to_mode(queue: Queue) -> None:
+    async def route(hop: Hop[Text]) -> Outcome:
+        return HandOff("executor", Text(text=hop.task.intent))
+
+    class Executor(Mode[Text]):
+        name = "executor"
+        input_type = Text
+
+        def run(self, hop: Hop[Text]) -> Outcome:
+            assert threading.current_thread().name.startswith("handler")
+            scope = current_hop()
+            assert scope is not None
+            assert scope.mode == "executor"
+            assert hop.blocking.effect("upper", hop.input.text.upper) == hop.input.text.upper()
+            return Done(summary=hop.blocking.effect("upper", lambda: "not run again"))
+
+    async with working(queue, mode_of(route), Executor):
+        task_id = await accept(queue, intent="lights on")
+        assert await until(queue, task_id, "done", "dead") == "done"
+    assert (await queue.task(task_id)).summary == "LIGHTS ON"
+
+
+async def _raise(hop: Hop[Text]) -> Outcome:
+    raise ValueError("no such lamp")
+
+
+async def _exit(hop: Hop[Text]) -> Outcome:
+    sys.exit(3)
+
+
+async def _nonsense(hop: Hop[Text]) -> Any:
+    return {"outcome": "fine"}
+
+
+async def _unstorable(hop: Hop[Text]) -> Outcome:
+    return HandOff("executor", Text(text="a\x00b"))
+
+
+async def _unstorable_summary(hop: Hop[Text]) -> Outcome:
+    return HandOff("executor", persona="a\x00b")
+
+
+async def _endless(hop: Hop[Text]) -> Outcome:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize(
+    ("handler", "error"),
+    [
+        (_raise, "ValueError"),
+        (_exit, "SystemExit"),
+        (_nonsense, "InvalidOutcome"),
+        (_unstorable, "InvalidOutcome"),
+        (_unstorable_summary, "InvalidOutcome"),
+        (_endless, "timeout"),
+    ],
+)
+async def test_a_bad_handler_is_a_failed_attempt_and_then_a_dead_letter_Q4(
+    queue: Queue, handler: Handler, error: str
+) -> None:
+    settings = QUICK.model_copy(update={"handler_timeout": timedelta(milliseconds=100)})
+    async with working(queue, mode_of(handler), settings=settings):
+        good = await accept(queue, mode="none")
+        bad = await accept(queue)
+        assert await until(queue, bad, "dead") == "dead"
+        assert (await queue.task(good)).state == "open"
+    assert await errors(queue, bad) == [error] * 3
+
+
+async def test_input_that_does_not_fit_is_a_failed_attempt(queue: Queue) -> None:
+    async with working(queue, mode_of(_raise)):
+        bad = await accept(queue, input={"text": 7})
+        await until(queue, bad, "dead")
+    assert await errors(queue, bad) == ["InvalidInput"] * 3
+
+
+async def test_a_handler_whose_lease_is_lost_is_cancelled_and_changes_nothing_Q3(queue: Queue, pool: Pool) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(hop: Hop[Text]) -> Outcome:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError("unreachable")
+
+    async with working(queue, mode_of(endless)):
+        task_id = await accept(queue)
+        await begun.wait()
+        async with pool.connection() as connection:
+            await connection.execute("UPDATE tracekit.queue SET token = token + 1 WHERE task_id = %s", [task_id])
+        async with asyncio.timeout(20):
+            await cancelled.wait()
+    assert [event.kind for event in await queue.events(task_id)] == ["task.accepted"]
+
+
+async def test_sigterm_lets_handlers_finish_and_gives_the_rest_back_Q13(queue: Queue) -> None:
+    begun = asyncio.Semaphore(0)
+    finish = asyncio.Event()
+
+    async def work(hop: Hop[Text]) -> Outcome:
+        begun.release()
+        await (finish.wait() if hop.input.text == "quick" else asyncio.Event().wait())
+        return Done()
+
+    settings = QUICK.model_copy(update={"grace": timedelta(milliseconds=300)})
+    async with working(queue, mode_of(work), settings=settings) as stop:
+        quick = await accept(queue, input={"text": "quick"})
+        slow = await accept(queue, input={"text": "slow"})
+        for _ in range(2):
+            await begun.acquire()
+        stop.set()
+        late = await accept(queue)
+        finish.set()
+    assert (await queue.task(quick)).state == "done"
+    given_back = await queue.task(slow)
+    assert (given_back.hop_state, given_back.attempt, given_back.max_attempts) == ("ready", 1, 4)
+    assert (await queue.task(late)).attempt == 0
+
+
+async def test_a_handler_sees_its_place_in_the_trace_T1_T8(queue: Queue) -> None:
+    seen: dict[str, str] = {}
+
+    async def look(hop: Hop[Text]) -> Outcome:
+        here = trace.get_current_span().get_span_context()
+        seen["span"] = trace.format_span_id(here.span_id)
+        seen["environment"] = hop.trace.environment()["TRACEPARENT"]
+        seen["expected"] = hop.task.span_id
+        return Done()
+
+    async with working(queue, mode_of(look)):
+        await until(queue, await accept(queue), "done")
+    assert seen["span"] == seen["expected"]
+    assert seen["expected"] in seen["environment"]
