@@ -73,7 +73,7 @@ class Alert(BaseModel):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     startsAt: str = ""
-    endsAt: str = ""
+    endsAt: str | None = None
     generatorURL: str = ""
 
 

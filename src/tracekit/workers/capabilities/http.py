@@ -1,0 +1,64 @@
+"""One HTTP request of a capability: bounded, and every failure sorted by what it means for the deed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from tracekit.queue.model import Json
+from tracekit.workers.capabilities import Misconfigured, Unavailable, Uncertain
+from tracekit.workers.mode import Hop
+
+MAX_ANSWER = 1_048_576
+"""Bytes of an answer."""
+
+TIMEOUT = httpx.Timeout(30, connect=5)
+
+
+async def request(
+    hop: Hop[Any],
+    service: str,
+    method: str,
+    url: str,
+    *,
+    setting: str,
+    acts: bool,
+    headers: dict[str, str] | None = None,
+    json_body: Json = None,
+    form: dict[str, str] | None = None,
+) -> tuple[int, Json]:
+    """The answer's status and its JSON (None where it is none).
+
+    `acts`: the request changes something, so that an answer that does not come leaves it uncertain. Raises
+    `Unavailable`, `Uncertain` and `Misconfigured`, whose words name `service` and `setting` and quote nothing else:
+    neither URL nor headers nor answer.
+    """
+    lost = Uncertain if acts else Unavailable
+    try:
+        async with hop.services.http.stream(
+            method, url, headers=headers, json=json_body, data=form, timeout=TIMEOUT, follow_redirects=False
+        ) as response:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_ANSWER:
+                    raise lost(f"{service} answered more than {MAX_ANSWER} bytes")
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+        raise Unavailable(f"{service} cannot be reached", hint=f"check {setting} and that it runs") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise Misconfigured(f"{setting} is not a usable address", hint="it looks like http://host:port") from None
+    except httpx.HTTPError as error:
+        raise lost(f"{service} did not finish its answer ({type(error).__name__})") from None
+    status = response.status_code
+    if status in (401, 403):
+        raise Misconfigured(f"{service} refused tracekit's credential ({status})", hint=f"check {setting}")
+    if 300 <= status < 400:
+        raise Misconfigured(f"{service} answered with a redirect ({status})", hint=f"set {setting} to its real address")
+    if status >= 500:
+        raise lost(f"{service} answered with an error of its own ({status})")
+    try:
+        return status, json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        return status, None
