@@ -31,9 +31,7 @@ async def _round(pool: Pool, dsn: str, count: int, figures: Figures) -> None:
     for name, recording in (("drain: floor, bare", False), ("drain: floor, recording", True)):
         async with pool.connection() as connection:
             await floor.fill(connection, count, payload)
-        figures[name].append(
-            count / await _timed(lambda recording=recording: floor.drain(pool, 100, recording=recording))
-        )
+        figures[name].append(count / await _timed(floor.drain(pool, 100, recording=recording)))
     for name, on in (("drain: tracekit, tracing on", True), ("drain: tracekit, tracing off", False)):
         with scenes.tracing(on):
             figures[name].append(count / await scenes.drain(pool, queue, dsn, count, 100))
