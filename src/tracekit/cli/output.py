@@ -1,0 +1,131 @@
+"""Printing: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tracekit.cli.viewer import one_line
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STATES = {
+    "open": "cyan",
+    "done": "green",
+    "failed": "red",
+    "dead": "bold red",
+    "expired": "yellow",
+    "rejected": "yellow",
+    "abandoned": "magenta",
+}
+"""Task states and their colours."""
+
+
+def json_option(command: Command) -> Command:
+    """`--json`, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return timestamp(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON in ASCII: nothing in it can move a terminal's cursor."""
+    return json.dumps(value, default=_plain, indent=indent)
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON, indented."""
+    click.echo(to_json(value, indent=2))
+
+
+def timestamp(at: datetime) -> str:
+    """ISO 8601 in UTC, to the millisecond."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def duration(time: timedelta) -> str:
+    """A duration in the two units that matter: `12 ms`, `4.21 s`, `3 min 05 s`, `2 h 05 min`, `3 d 04 h`."""
+    seconds = max(0.0, time.total_seconds())
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.995:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600:02} h"
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a screen that can be drawn on."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def console() -> Console:
+    """Where to draw. Colours only on a terminal, and none where NO_COLOR is set."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+    """A table: on a terminal fitted to its width, elsewhere aligned and whole, one line a row.
+
+    `styles` has a colour for each row's first column.
+    """
+    clean = [[one_line(cell) for cell in row] for row in rows]
+    if not is_terminal():
+        widths = [max(len(line[i]) for line in [list(headings), *clean]) for i in range(len(headings))]
+        for line in [list(headings), *clean]:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, heading in enumerate(headings):
+        last = i == len(headings) - 1
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=1 if last else None)
+    table.expand = True
+    for number, row in enumerate(clean):
+        style = styles[number] if styles else ""
+        table.add_row(*(Text(cell, style=style if i == 0 else "") for i, cell in enumerate(row)))
+    console().print(table)
+
+
+def print_fields(fields: Sequence[tuple[str, str | None]]) -> None:
+    """Names and values, one a line; what is None or empty is left out."""
+    shown = [(name, value) for name, value in fields if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        click.echo(
+            f"{click.style(name.ljust(width), dim=True, reset=True) if colour() else name.ljust(width)}  {value}"
+        )
+
+
+def colour() -> bool:
+    """Whether to colour what is printed without a console."""
+    return is_terminal() and not os.environ.get("NO_COLOR")
