@@ -72,7 +72,8 @@ class DatabaseGauges(Collector):
     def __init__(self) -> None:
         self._up = False
         self._reading: Reading | None = None
-        self._accepted = 0
+        self.accepted_since = 0
+        """Tasks that this process enqueued since the last look."""
 
     @property
     def reading(self) -> Reading | None:
@@ -82,19 +83,16 @@ class DatabaseGauges(Collector):
     @property
     def depth(self) -> int | None:
         """Open hops at the last look and what this process accepted since; None while that is not known."""
-        return None if self._reading is None else self._reading.depth + self._accepted
+        return None if self._reading is None else self._reading.depth + self.accepted_since
 
-    def show(self, reading: Reading) -> None:
-        """Take a new look over."""
-        self._up, self._reading, self._accepted = True, reading, 0
+    def show(self, reading: Reading, *, counted: int = 0) -> None:
+        """Take a new look over, which surely has `counted` of what was accepted since the last one."""
+        self._up, self._reading = True, reading
+        self.accepted_since = max(0, self.accepted_since - counted)
 
     def away(self) -> None:
         """The database did not answer."""
-        self._up, self._reading, self._accepted = False, None, 0
-
-    def accepted(self, count: int) -> None:
-        """Tasks that this process enqueued since the last look."""
-        self._accepted += count
+        self._up, self._reading, self.accepted_since = False, None, 0
 
     def collect(self) -> Iterator[Family]:
         """The families, in the order of the catalogue."""

@@ -36,7 +36,7 @@ WITH clock AS (
     WHERE w.closed_at IS NULL AND w.kind = 'approval' AND q.state = 'parked'
 ), unshipped AS MATERIALIZED (
     SELECT (SELECT count(*) FROM (SELECT FROM tracekit.spans AS s WHERE (s.xid, s.seq) > (p.xid, p.seq)
-                                  LIMIT %(most)s) AS some) AS spans,
+                                  LIMIT %(most)s) AS waiting) AS spans,
            (SELECT s.end_time FROM tracekit.spans AS s WHERE (s.xid, s.seq) > (p.xid, p.seq)
             ORDER BY s.xid, s.seq LIMIT 1) AS since
     FROM tracekit.span_shipping AS p
@@ -90,11 +90,14 @@ class DepthReader:
         self._timeout = timeout.total_seconds()
 
     async def read(self) -> None:
-        """Look once. Raises what the database said when it could not be read; the gauges then say that it is away."""
+        """Look, unless the last look is young enough; as `look`."""
         last = self._gauges.reading
-        if last and time.monotonic() - last.at < max(self._at_most, _SHARE * last.took):
-            return
-        began = time.monotonic()
+        if last is None or time.monotonic() - last.at >= max(self._at_most, _SHARE * last.took):
+            await self.look()
+
+    async def look(self) -> None:
+        """Look now. Raises what the database said when it could not be read; the gauges then say that it is away."""
+        began, before = time.monotonic(), self._gauges.accepted_since
         try:
             async with asyncio.timeout(self._timeout), self._queue.connection() as connection:
                 cursor = await connection.execute(_READ, {"most": MOST_SPANS})
@@ -102,4 +105,4 @@ class DepthReader:
         except Exception:
             self._gauges.away()
             raise
-        self._gauges.show(Reading(rows, took=time.monotonic() - began))
+        self._gauges.show(Reading(rows, took=time.monotonic() - began), counted=before)
