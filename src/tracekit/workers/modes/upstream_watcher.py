@@ -10,7 +10,8 @@ text around one word:
 - `closed`: the issue or pull request is.
 - `merged`: the pull request is.
 - `released`, after an issue or a pull request: a release came out after it was closed or merged.
-- `released 2.1`: a release of that version or a later one is there; prereleases count only by their exact name.
+- `released` with a version, as in `2.1 is released`: a release of that version or a later one is there. A prerelease
+  counts only by its exact name.
 - `released`, after `.../releases/tag/<tag>`: that release is there.
 
 What only looks like one (another host, no such word) is logged at each round and files nothing.
@@ -22,6 +23,7 @@ import asyncio
 import hashlib
 import json
 import os
+import random
 import re
 import stat
 from collections import defaultdict
@@ -56,11 +58,13 @@ MOST_FILES = 100_000
 """Files of one checkout that are looked at."""
 MOST_WORKAROUNDS = 1_000
 """Workarounds of all checkouts together."""
-MAX_ANSWER = 4_194_304
-"""Bytes of an answer of GitHub's. A hundred releases with long notes have some."""
+MAX_ANSWER = 16_777_216
+"""Bytes of an answer of GitHub's: thirty releases with all their files listed have some."""
 LEAST_REST = timedelta(minutes=1)
 LONGEST_REST = timedelta(hours=24)
 """After a refusal for too many requests: GitHub asks for a minute where it names no time."""
+FORGOTTEN_AFTER = timedelta(days=90)
+"""How long an answer is kept that nothing asks for any more."""
 GIT_TIMEOUT = 60
 """Seconds for one call of git."""
 
@@ -78,9 +82,10 @@ _WORKAROUND = re.compile(
     r"(?P<condition>.+?)\s*(?:\*/|-->)?\s*$",
     re.IGNORECASE,
 )
-_CONDITION = re.compile(r"\b(?P<word>closed|merged|released)\b(?:.*?\b(?P<version>v?\d[\w.+-]*))?", re.IGNORECASE)
+_WORD = re.compile(r"\b(closed|merged|released)\b", re.IGNORECASE)
+_VERSION = re.compile(r"(?<![\w.#/+-])v?\d[\w.+-]*", re.IGNORECASE)
 _SUBJECT = re.compile(
-    r"https?://(?:www\.)?github\.com/(?P<repository>[\w.-]+/[\w.-]+?)"
+    r"https?://(?:www\.)?github\.com/(?P<repository>[\w-]+/[\w-][\w.-]*?)"
     r"(?:/(?P<kind>issues|pull|pulls)/(?P<number>\d{1,10})|/releases(?:/tag/(?P<tag>[^/?#\s]+)|/latest)?|\.git)?"
     r"/?(?:[?#]\S*)?",
     re.IGNORECASE,
@@ -113,22 +118,27 @@ class Workaround:
 
 def in_text(text: str) -> Iterator[tuple[int, str, str]]:
     """Line number, address and condition of each workaround in a file's text."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if len(line) <= 2_000 and (found := _WORKAROUND.search(line)):
             yield number, found["url"].rstrip(".,;"), " ".join(found["condition"].split())[:200].rstrip(".")
 
 
 async def find_workarounds(checkout: Path) -> list[Workaround]:
     """The workarounds in a checkout's tracked files. Raises `WatcherError`."""
-    root = checkout.expanduser().absolute()
-    if not root.is_dir():
-        raise WatcherError(f"there is no checkout at {root}", hint="check `checkouts`")
+    root = _root(checkout)
     listed = await _git(root, "ls-files", "-z", "--cached")
     names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
     if len(names) > MOST_FILES:
         log.warning("watcher.too_many_files", files=len(names), looked_at=MOST_FILES)
     repository = await _repository(root)
     return await asyncio.to_thread(_scan, root, names[:MOST_FILES], repository)
+
+
+def _root(checkout: Path) -> Path:
+    root = checkout.expanduser().absolute()
+    if not root.is_dir():
+        raise WatcherError(f"there is no checkout at {root}", hint="check `checkouts`")
+    return root
 
 
 def _scan(root: Path, names: Iterable[str], repository: str) -> list[Workaround]:
@@ -226,9 +236,12 @@ class GitHub:
         return await self._ask(f"repos/{repository}/pulls/{number}", _short_issue)
 
     async def releases(self, repository: str) -> list[dict[str, Json]]:
-        """`tag`, `at`, `prerelease` of the newest hundred releases."""
-        heard = await self._ask(f"repos/{repository}/releases?per_page=100", _short_releases)
-        return list(heard.get("releases", []))
+        """`tag`, `at`, `prerelease` of the newest releases. Raises `Unreadable` where there is no such repository."""
+        # Thirty: some projects attach so many files to each that a hundred are tens of megabytes.
+        heard = await self._ask(f"repos/{repository}/releases?per_page=30", _short_releases)
+        if not heard:
+            raise Unreadable("GitHub shows no such repository: it is gone, private, or mistyped")
+        return list(heard["releases"])
 
     async def release(self, repository: str, tag: str) -> dict[str, Json]:
         """`tag`, `at` of one release; {} for none."""
@@ -256,7 +269,7 @@ class GitHub:
             await self._keep(url, None, state)
         else:
             raise WatcherError(f"GitHub answered {status}", hint="check github.url and github.token")
-        if headers.get("x-ratelimit-remaining") == "0" and status != 304:
+        if headers.get("x-ratelimit-remaining") == "0":
             await self._rest(headers)
         return state
 
@@ -293,6 +306,13 @@ class GitHub:
                 raise WatcherError("what github.url leads to did not answer JSON", hint="check github.url") from None
         return response.status_code, response.headers, answer
 
+    async def forget(self) -> None:
+        """Drop what was not asked for a long time: its workaround is gone."""
+        async with self._services.queue.connection() as connection:
+            await connection.execute(
+                "DELETE FROM tracekit.upstreams WHERE checked_at < clock_timestamp() - %s", [FORGOTTEN_AFTER]
+            )
+
     async def check_limit(self) -> None:
         """Raises `RateLimited` while GitHub wants no requests."""
         async with self._services.queue.connection() as connection:
@@ -322,13 +342,10 @@ class GitHub:
                 [self._fresh, url],
             )
             row = await cursor.fetchone()
-        if row is None:
-            # A first answer may not be 304: without what was heard it says nothing.
+        etag, state, recent = row or (None, {}, False)
+        if not recent:
             await self.check_limit()
-            return None, {}, False
-        if not row[2]:
-            await self.check_limit()
-        return row[0], row[1], row[2]
+        return etag, state, recent
 
     async def _keep(self, url: str, etag: str | None, state: dict[str, Json]) -> None:
         async with self._services.queue.connection() as connection:
@@ -401,14 +418,15 @@ class Unreadable(WatcherError):
 async def found_upstream(workaround: Workaround, github: GitHub) -> str | None:
     """Why the workaround can go, in words; None: not yet. Raises `Unreadable`, `WatcherError`."""
     subject = _SUBJECT.fullmatch(workaround.url)
-    condition = _CONDITION.search(workaround.condition)
+    condition = _WORD.search(workaround.condition)
     if subject is None:
         raise Unreadable("the address is no issue, pull request or release on github.com")
     if condition is None:
         raise Unreadable("the condition says neither closed, merged nor released")
-    word, version = condition["word"].lower(), condition["version"]
+    word = condition[1].lower()
     if word == "released":
-        return await _released(subject, version and version.rstrip("."), github)
+        version = _VERSION.search(workaround.condition)
+        return await _released(subject, version[0].rstrip(".") if version else None, github)
     if not subject["number"]:
         raise Unreadable(f"a repository or a release is never {word}")
     upstream = await _issue(subject, github)
@@ -424,9 +442,11 @@ async def found_upstream(workaround: Workaround, github: GitHub) -> str | None:
 
 
 async def _issue(subject: re.Match[str], github: GitHub) -> dict[str, Json]:
-    if subject["kind"].lower() == "issues":
-        return await github.issue(subject["repository"], subject["number"])
-    return await github.pull(subject["repository"], subject["number"])
+    ask = github.issue if subject["kind"].lower() == "issues" else github.pull
+    found = await ask(subject["repository"], subject["number"])
+    if not found:
+        raise Unreadable("GitHub shows no such issue or pull request: it is gone, private, or mistyped")
+    return found
 
 
 async def _released(subject: re.Match[str], version: str | None, github: GitHub) -> str | None:
@@ -554,7 +574,10 @@ async def watch(services: Services, *, fresh: timedelta) -> Round:
         done.failures.append(f"there are {len(workarounds)} workarounds; {MOST_WORKAROUNDS} are looked at")
     done.workarounds = len(workarounds)
     github = GitHub(services, fresh=fresh)
-    for workaround in list(workarounds.values())[:MOST_WORKAROUNDS]:
+    chosen = list(workarounds.values())[:MOST_WORKAROUNDS]
+    # Where the limit ends each round, every workaround has its turn some day.
+    random.shuffle(chosen)
+    for workaround in chosen:
         try:
             why = await found_upstream(workaround, github)
         except Unreadable as error:
@@ -570,6 +593,7 @@ async def watch(services: Services, *, fresh: timedelta) -> Round:
             if why:
                 done.can_go += 1
                 done.filed += await _file(services, workaround, why)
+    await github.forget()
     return done
 
 
