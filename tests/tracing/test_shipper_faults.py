@@ -1,0 +1,156 @@
+"""T6 under bad luck: killed shippers, several at once, a database that goes away, a restored dump."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections import Counter
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.support.otlp import OtlpReceiver
+from tests.support.postgres import ThrowawayServer
+from tests.tracing.shippers import process, running, shipper
+from tests.tracing.writing import write_many
+from tracekit.postgres import Pool, connect, default_provider
+from tracekit.tracing.otlp import Collector
+from tracekit.tracing.shipping import shipping_state
+
+
+async def test_t6_a_killed_shipper_repeats_at_most_the_batch_under_way(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    async with pool.connection() as connection:
+        places = await write_many(connection, 20, transactions=10)
+        with process(dsn, 50) as first:
+            await asyncio.to_thread(receiver.wait, spans=200)
+            # The collector keeps the next batch and the shipper does not hear of it.
+            receiver.answer("keep-and-hang")
+            places += await write_many(connection, 200)
+            await asyncio.to_thread(receiver.wait, spans=250)
+            first.kill()
+            await asyncio.to_thread(first.wait)
+        receiver.answer("ok")
+        async with running(shipper(dsn, collector, batch_rows=50)):
+            await asyncio.to_thread(receiver.wait, spans=450)
+        assert (await shipping_state(connection)).pending == 0
+
+    times = receiver.times_received()
+    assert set(times) == set(places), "none is lost"
+    repeated = [place for place in places if times[place] > 1]
+    assert repeated == places[200:250]
+    assert Counter(times.values()) == {1: 350, 2: 50}
+
+
+async def test_t6_many_shippers_ship_each_span_once(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
+) -> None:
+    async def writer() -> list[tuple[str, str]]:
+        async with pool.connection() as connection:
+            return await write_many(connection, 3, transactions=50)
+
+    with process(dsn, 7):
+        async with running(shipper(dsn, collector, batch_rows=11)), running(shipper(dsn, collector, batch_rows=13)):
+            written = await asyncio.gather(*(writer() for _ in range(6)))
+            await asyncio.to_thread(receiver.wait, spans=900)
+    assert receiver.times_received() == dict.fromkeys((place for places in written for place in places), 1)
+
+
+async def test_t6_when_the_one_that_ships_ends_another_takes_over(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
+) -> None:
+    first, second = shipper(dsn, collector), shipper(dsn, collector)
+    async with pool.connection() as connection:
+        await write_many(connection, 1)
+        assert await first.ship_once() == 1
+        await write_many(connection, 1)
+        assert await second.ship_once() == 0, "the first has the right to ship"
+    await first.close()
+    assert await second.ship_once() == 1
+    await second.close()
+
+
+async def test_t6_a_lost_connection_is_made_anew(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
+) -> None:
+    async with pool.connection() as connection, running(shipper(dsn, collector)) as sender:
+        places = await write_many(connection, 2)
+        await asyncio.to_thread(receiver.wait, spans=2)
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'tracekit shipper' AND datname = current_database()"
+        )
+        places += await write_many(connection, 2)
+        await asyncio.to_thread(receiver.wait, spans=4)
+    assert receiver.times_received() == dict.fromkeys(places, 1)
+    assert sender.failures >= 1
+
+
+async def test_t6_a_restored_dump_is_shipped_on_from_where_it_was(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
+) -> None:
+    """The server that a dump is restored to has counted fewer transactions than the one it came from."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            "DO $$ BEGIN FOR i IN 1..3000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+        )
+        shipped = await write_many(connection, 4, transactions=3)
+        sender = shipper(dsn, collector)
+        assert await sender.ship_once() == 12
+        await sender.close()
+        waiting = await write_many(connection, 3, transactions=2)
+
+    with ThrowawayServer() as elsewhere:
+        restored = elsewhere.create_database("restored")
+        copy_database(dsn, restored)
+        there = await connect(restored, autocommit=True)
+        fresh = await write_many(there, 2)
+        ahead = await there.execute(
+            "SELECT (SELECT xid FROM tracekit.span_shipping) > pg_snapshot_xmax(pg_current_snapshot())"
+        )
+        assert await ahead.fetchone() == (True,), "or this test shows nothing"
+
+        sender = shipper(restored, collector)
+        while await sender.ship_once():
+            pass
+        fresh += await write_many(there, 2)
+        assert await sender.ship_once() == 2
+        await sender.close()
+        assert (await shipping_state(there)).pending == 0
+
+        # And once more: what was adopted is not foreign any more.
+        again = shipper(restored, collector)
+        assert await again.ship_once() == 0
+        await again.close()
+        await there.close()
+    assert receiver.times_received() == dict.fromkeys(shipped + waiting + fresh, 1)
+
+
+async def test_t6_spans_restored_without_their_cursor_are_all_shipped(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
+) -> None:
+    async with pool.connection() as connection:
+        places = await write_many(connection, 3)
+        await connection.execute("UPDATE tracekit.spans SET xid = (xid::text::bigint + 1000000)::text::xid8")
+        places += await write_many(connection, 2)
+    sender = shipper(dsn, collector)
+    while await sender.ship_once():
+        pass
+    await sender.close()
+    assert receiver.times_received() == dict.fromkeys(places, 1)
+
+
+def copy_database(source: str, target: str) -> None:
+    """As an operator does it: pg_dump and psql's part of it."""
+    provider = default_provider().find()
+    assert provider is not None
+    password = conninfo_to_dict(source).get("password")
+    assert password is None, "the throw-away server trusts its socket"
+    dump = provider.bin_dir / "pg_dump"
+    restore = provider.bin_dir / "pg_restore"
+    with psycopg.connect(target):
+        archive = subprocess.run([dump, "--format=custom", source], check=True, capture_output=True).stdout
+        subprocess.run([restore, "--no-owner", f"--dbname={target}"], input=archive, check=True)
