@@ -34,7 +34,7 @@ class Queue:
     def __init__(self, pool: AsyncConnectionPool[Any], *, timeout: timedelta = timedelta(seconds=30)) -> None:
         self._pool = pool
         self._timeout = timeout.total_seconds()
-        self.notifier = Notifier(pool)
+        self.notifier = Notifier(pool, timeout=self._timeout)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:

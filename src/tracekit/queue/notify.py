@@ -58,12 +58,17 @@ async def notify(connection: AsyncConnection[Any], wakeups: Iterable[Wakeup]) ->
 
 
 class Notifier:
-    """Sends what `announce` was given, in rounds: at once when idle, gathered while a round is under way."""
+    """Sends what `announce` was given, in rounds: at once when idle, gathered while a round is under way.
 
-    def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
+    `timeout` in seconds bounds a round: wake-ups are worth no longer wait.
+    """
+
+    def __init__(self, pool: AsyncConnectionPool[Any], *, timeout: float = 30.0) -> None:
         self._pool = pool
+        self._timeout = timeout
         self._waiting: list[Wakeup] = []
         self._some = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     def announce(self, wakeups: Iterable[Wakeup]) -> None:
         """Wake sleepers soon. Never blocks, never fails."""
@@ -74,7 +79,13 @@ class Notifier:
     async def round(self) -> None:
         """Wait until there is something to send, then send all of it."""
         await self._some.wait()
-        self._some.clear()
-        batch, self._waiting = self._waiting, []
-        async with self._pool.connection() as connection:
-            await notify(connection, batch)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Send what there is; on return, what was announced before is sent. For a process that is about to go."""
+        async with self._sending:
+            self._some.clear()
+            batch, self._waiting = self._waiting, []
+            if batch:
+                async with asyncio.timeout(self._timeout), self._pool.connection() as connection:
+                    await notify(connection, batch)

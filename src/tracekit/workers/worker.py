@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import structlog
 
 from tracekit import instruments
@@ -228,7 +229,9 @@ class Worker:
         try:
             async with asyncio.timeout(self._settings.grace.total_seconds()):
                 await self._give_back(deaf)
-        except TimeoutError:
+                # What was given back is another worker's to take up now, not at its next poll.
+                await self._queue.notifier.flush()
+        except (TimeoutError, psycopg.Error):
             log.warning("worker.drain_incomplete", worker=self.id, in_flight=len(self._running))
 
     async def _give_back(self, positions: Sequence[Position]) -> None:
