@@ -296,3 +296,15 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         raise ConfigError(
             f"the configuration is not valid: {faults}", hint=f"see {file} and TRACEKIT_* variables"
         ) from None
+
+
+def secrets(settings: BaseModel) -> list[str]:
+    """Every secret value of the settings, for what keeps them out of log lines."""
+    found = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr) and value.get_secret_value():
+            found.append(value.get_secret_value())
+        elif isinstance(value, BaseModel):
+            found += secrets(value)
+    return found

@@ -126,6 +126,10 @@ class _Together(Collector):
                 yield family
 
 
+TOGETHER: Collector = _Together((REGISTRY, DATABASE))
+"""All that this process shows."""
+
+
 def exposition(accept: str, collectors: Iterable[Collector] = (REGISTRY, DATABASE)) -> tuple[bytes, str]:
     """What Prometheus reads, and its content type: OpenMetrics, which has the exemplars, where `accept` asks for it."""
     encode, content_type = choose_encoder(accept)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 
 import click
 
+from tracekit.cli import processes
 from tracekit.cli.app import App, pass_app
 
 
@@ -21,7 +23,7 @@ Examples:
 @pass_app
 def up(app: App, host: str | None, port: int | None) -> None:
     """Run everything in one process: HTTP, all modes, and the sweeper. Ctrl-C or SIGTERM drains it."""
-    run_up(app, host, port)
+    asyncio.run(processes.up(app, host, port))
 
 
 @click.command(
@@ -40,7 +42,7 @@ def worker(app: App, modes: str | None, metrics_port: int | None) -> None:
     chosen = [name.strip() for name in modes.split(",") if name.strip()] if modes is not None else None
     if chosen == []:
         raise click.BadParameter("names no mode", param_hint="--modes")
-    run_worker(app, chosen, metrics_port)
+    asyncio.run(processes.worker(app, chosen, metrics_port))
 
 
 @click.command(
@@ -54,22 +56,7 @@ Examples:
 @pass_app
 def serve(app: App, host: str | None, port: int | None) -> None:
     """Serve HTTP only: what files tasks, takes decisions, and answers /healthz, /readyz and /metrics."""
-    run_serve(app, host, port)
-
-
-def run_up(app: App, host: str | None, port: int | None) -> None:
-    """What `tracekit up` does."""
-    raise NotImplementedError
-
-
-def run_worker(app: App, modes: list[str] | None, metrics_port: int | None) -> None:
-    """What `tracekit worker` does."""
-    raise NotImplementedError
-
-
-def run_serve(app: App, host: str | None, port: int | None) -> None:
-    """What `tracekit serve` does."""
-    raise NotImplementedError
+    asyncio.run(processes.serve(app, host, port))
 
 
 @click.command(

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 
 from tracekit import instruments
 from tracekit.config import Settings
@@ -30,12 +30,17 @@ from tracekit.workers.approvals import load_secret
 from tracekit.workers.depths import DepthReader
 from tracekit.workers.loops import keep
 
+ListenerState = Callable[[], str]
+"""Tells what the queue's listener knows of itself."""
+
+_ROUTERS = (tasks.router, alertmanager.router, approvals.router, health.router)
+
 
 def create_app(
     settings: Settings,
     queue: Queue,
     *,
-    listener: Callable[[], str] | None = None,
+    listener: ListenerState | None = None,
     registry: Collector = instruments.REGISTRY,
     gauges: DatabaseGauges = instruments.DATABASE,
     environment: Mapping[str, str] = os.environ,
@@ -85,24 +90,25 @@ def create_app(
     app.state.refusals = refusals
     app.state.readiness = Readiness(queue, listener, timeout=min(patience, timedelta(seconds=2)))
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(Boundary, refusals=refusals, most=settings.ingress.max_body)
-    for module in (tasks, alertmanager, approvals, health):
-        app.include_router(module.router)
+    app.add_middleware(Boundary, refusals=refusals)
+    for router in _ROUTERS:
+        app.include_router(router)
     return app
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """What the framework refuses goes the way of all refusals: up, to `Boundary`."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        raise HTTPException(405, headers={"Allow": ", ".join(sorted(_methods(request, request.app.routes)))})
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(_methods(request)))})
     raise error
 
 
-def _methods(request: Request, routes: list[BaseRoute]) -> set[str]:
-    """The methods that a path takes on any of its routes."""
+def _methods(request: Request) -> set[str]:
+    """The methods that a path takes, over all of its routes."""
     return {
         method
-        for route in routes
+        for router in _ROUTERS
+        for route in router.routes
         if route.matches(request.scope)[0] is not Match.NONE
         for method in getattr(route, "methods", None) or ()
     }

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
-import structlog
 
 from tracekit import instruments
 from tracekit.postgres import connect
 from tracekit.queue.listener import Listener
-from tracekit.tracing import SpanShipper, instrument_http
+from tracekit.tracing.instrument import instrument_handlers
+from tracekit.tracing.sdk import TracingHandle
+from tracekit.tracing.shipper import SpanShipper
 from tracekit.workers.depths import DepthReader
 from tracekit.workers.loops import keep
 from tracekit.workers.mode import Mode, Services, UnknownMode, installed_modes
@@ -20,10 +21,14 @@ from tracekit.workers.notifications import Deliverer
 from tracekit.workers.substrate import Substrate
 from tracekit.workers.worker import Worker
 
-log = structlog.get_logger()
-
 IDLE_OUTBOX = 2.0
 """Seconds between looks at an outbox that was empty."""
+
+LAST_NEWS = 5.0
+"""Seconds that the end of the process waits for the last wake-ups and spans to go out."""
+
+Loop = tuple[str, Callable[[], Awaitable[object]], float]
+"""A name, a round, and the seconds between rounds."""
 
 
 def chosen_modes(names: Sequence[str] | None) -> dict[str, type[Mode[Any]]]:
@@ -38,22 +43,54 @@ def chosen_modes(names: Sequence[str] | None) -> dict[str, type[Mode[Any]]]:
     return {name: installed[name] for name in names or sorted(installed)}
 
 
-async def run_workers(substrate: Substrate, modes: Sequence[str] | None, stop: asyncio.Event) -> None:
-    """Serve modes (None: all that are installed) until `stop`, then drain.
+class Runtime:
+    """One process's part of the work on a substrate. Any number of them may run at once."""
 
-    Beside the worker this runs the sweeper, the listener, the notifier, the deliverer of notifications, the span
-    shipper and the sources that the modes bring. All of them may run in any number of processes at once.
-    """
-    settings = substrate.settings
-    async with httpx.AsyncClient(timeout=30, follow_redirects=False) as http:
-        instrument_http(http)
-        services = Services(settings, substrate.queue, http)
-        served = [mode(services) for mode in chosen_modes(modes).values()]
-        worker = Worker(services, served, settings.worker)
+    def __init__(self, substrate: Substrate, tracing: TracingHandle, modes: Sequence[str] | None) -> None:
+        self._substrate = substrate
+        self._tracing = tracing
+        self._modes = chosen_modes(modes)
+        self.listener_state = "starting"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve the modes until `stop`, then drain. Beside the worker this runs the sweeper, the listener, the
+        notifier, the deliverer of notifications, the span shipper, and the sources that the modes bring.
+        """
+        substrate, settings = self._substrate, self._substrate.settings
+        async with httpx.AsyncClient(timeout=30) as http:
+            instrument_handlers(self._tracing.provider).client(http)
+            # What carries tracekit's own news makes no spans: it belongs to no hop (T9).
+            async with httpx.AsyncClient(timeout=30) as plain:
+                services = Services(settings, substrate.queue, http)
+                modes = [mode(services) for mode in self._modes.values()]
+                worker = Worker(services, modes, settings.worker)
+                shipper = SpanShipper(substrate.listen_dsn, self._tracing.collector, resource=self._tracing.resource)
+                loops = [
+                    *self._loops(worker, plain),
+                    *(
+                        (f"{mode.name} source", source.poll, source.interval.total_seconds())
+                        for mode in modes
+                        for source in mode.sources()
+                    ),
+                ]
+                tasks = [asyncio.create_task(keep(name, round, pause=pause)) for name, round, pause in loops]
+                shipping = asyncio.create_task(shipper.run(stop))
+                try:
+                    await worker.run(stop)
+                    await asyncio.wait([shipping], timeout=LAST_NEWS)
+                finally:
+                    for task in (*tasks, shipping):
+                        task.cancel()
+                    await asyncio.gather(*tasks, shipping, return_exceptions=True)
+
+    def _loops(self, worker: Worker, http: httpx.AsyncClient) -> list[Loop]:
+        substrate, settings = self._substrate, self._substrate.settings
         listener = Listener(
-            substrate.listen_dsn, substrate.pool, worker.wake, connect=lambda dsn: connect(dsn, autocommit=True)
+            substrate.listen_dsn,
+            substrate.pool,
+            worker.wake,
+            connect=lambda dsn: connect(dsn, name="tracekit listener", autocommit=True),
         )
-        shipper = SpanShipper(substrate.pool)
         deliverer = Deliverer(settings, http)
 
         async def deliver() -> None:
@@ -63,29 +100,20 @@ async def run_workers(substrate: Substrate, modes: Sequence[str] | None, stop: a
         async def follow_listener() -> None:
             await listener.changed.wait()
             listener.changed.clear()
-            worker.listener_state = listener.state.value
+            self.listener_state = worker.listener_state = listener.state.value
             instruments.listener_is(listener.state.value)
 
         async def sweep() -> None:
             instruments.SWEPT.inc(await substrate.queue.sweep())
 
-        sources = [(mode.name, source) for mode in served for source in mode.sources()]
-        loops: list[tuple[str, Callable[[], Awaitable[object]], float]] = [
+        loops: list[Loop] = [
             ("sweep", sweep, settings.worker.sweep_interval.total_seconds()),
             ("listen", listener.listen, 0),
             ("listener state", follow_listener, 0),
             ("notify", substrate.queue.notifier.round, 0),
             ("deliver", deliver, 0),
             ("depths", DepthReader(substrate.queue).read, 5),
-            *((f"{name} source", source.poll, source.interval.total_seconds()) for name, source in sources),
         ]
-        tasks = [asyncio.create_task(keep(name, round, pause=pause)) for name, round, pause in loops]
-        shipping = asyncio.create_task(shipper.run(stop))
-        try:
-            await worker.run(stop)
-            # What the last handlers ended is worth a wake-up and a shipment before this process goes.
-            await asyncio.wait([shipping], timeout=5)
-        finally:
-            for task in (*tasks, shipping):
-                task.cancel()
-            await asyncio.gather(*tasks, shipping, return_exceptions=True)
+        if substrate.lease:
+            loops.append(("embedded server", substrate.ensure, 2))
+        return loops
