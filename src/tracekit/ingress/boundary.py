@@ -17,18 +17,18 @@ from tracekit.ingress.refusals import Refusals
 
 log = structlog.get_logger()
 
-_DRAIN = 2.0
-"""Seconds for which an unwanted body is read on. To close on a sender in mid-body resets its connection, and the reset
-may overtake the answer that says why."""
+_DRAIN_SECONDS = 2.0
+_DRAIN_BYTES = 8 * 1_048_576
+"""How far an unwanted body is read on, and dropped. To close on a sender in mid-body resets its connection, and the
+reset may overtake the answer that says why."""
 
 
 class Boundary:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: ASGIApp, *, refusals: Refusals, most: int) -> None:
+    def __init__(self, app: ASGIApp, *, refusals: Refusals) -> None:
         self._app = app
         self._refusals = refusals
-        self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -73,7 +73,7 @@ class Boundary:
                 raise
             self._refusals.note(exchange, refused)
             if not finished_body and refused.reason is not Reason.TOO_SLOW:
-                await self._drain(scope, receiving)
+                await _drain(scope, receiving)
             response = refused.response(f"urn:tracekit:trace:{exchange.trace_id}")
             if pages.wanted(exchange.route, Headers(scope=scope).get("accept", "")):
                 response = pages.problem(refused)
@@ -82,17 +82,18 @@ class Boundary:
                 response.headers["connection"] = "close"
             await response(scope, receiving, sending)
 
-    async def _drain(self, scope: Scope, receive: Receive) -> None:
-        """Read on what is not wanted, up to a bound. Not where the sender asked first whether to send it."""
-        if "expect" in Headers(scope=scope):
-            return
-        size = 0
-        try:
-            async with asyncio.timeout(_DRAIN):
-                while size <= self._most:
-                    message: dict[str, Any] = dict(await receive())
-                    size += len(message.get("body", b""))
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
+
+async def _drain(scope: Scope, receive: Receive) -> None:
+    """Read on what is not wanted, up to a bound. Not where the sender asked first whether to send it."""
+    if "expect" in Headers(scope=scope):
+        return
+    size = 0
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while size <= _DRAIN_BYTES:
+                message: dict[str, Any] = dict(await receive())
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
