@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from types import ModuleType
 
 import click
 
-from tracekit.cli import processes
 from tracekit.cli.app import App, pass_app
+
+
+def _processes() -> ModuleType:
+    # Loaded when a process starts: the web framework and the SDK would double the time of every other command.
+    return importlib.import_module("tracekit.cli.processes")
 
 
 @click.command(
@@ -23,7 +28,7 @@ Examples:
 @pass_app
 def up(app: App, host: str | None, port: int | None) -> None:
     """Run everything in one process: HTTP, all modes, and the sweeper. Ctrl-C or SIGTERM drains it."""
-    asyncio.run(processes.up(app, host, port))
+    asyncio.run(_processes().up(app, host, port))
 
 
 @click.command(
@@ -42,7 +47,7 @@ def worker(app: App, modes: str | None, metrics_port: int | None) -> None:
     chosen = [name.strip() for name in modes.split(",") if name.strip()] if modes is not None else None
     if chosen == []:
         raise click.BadParameter("names no mode", param_hint="--modes")
-    asyncio.run(processes.worker(app, chosen, metrics_port))
+    asyncio.run(_processes().worker(app, chosen, metrics_port))
 
 
 @click.command(
@@ -56,7 +61,7 @@ Examples:
 @pass_app
 def serve(app: App, host: str | None, port: int | None) -> None:
     """Serve HTTP only: what files tasks, takes decisions, and answers /healthz, /readyz and /metrics."""
-    asyncio.run(processes.serve(app, host, port))
+    asyncio.run(_processes().serve(app, host, port))
 
 
 @click.command(
