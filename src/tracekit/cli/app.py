@@ -25,7 +25,8 @@ from tracekit.workers.substrate import Substrate, open_substrate
 Result = TypeVar("Result")
 
 INTERRUPTED = 130
-BROKEN_PIPE = 141
+BROKEN_PIPE = 1
+"""Nobody reads on; click's own code for it too."""
 
 ANNOUNCE_S = 2.0
 """How long a command waits to wake the workers before it leaves that to their poll."""
@@ -78,6 +79,16 @@ async def announce(queue: Queue) -> None:
     with suppress(Exception):
         async with asyncio.timeout(ANNOUNCE_S):
             await queue.notifier.round()
+
+
+class ListingGroup(click.Group):
+    """A group whose `list` need not be said: alone, or followed by options, it lists."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` in where no command is named."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 pass_app = click.make_pass_decorator(App)

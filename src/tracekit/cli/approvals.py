@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import click
 
-from tracekit.cli.app import App, announce, pass_app
+from tracekit.cli.app import App, ListingGroup, announce, pass_app
 from tracekit.cli.output import json_option, print_fields, print_json, print_table, timestamp
 from tracekit.cli.parameters import DURATION
 from tracekit.cli.viewer import HIDDEN, Viewer, one_line, printable
@@ -25,7 +25,7 @@ Exit codes:
 
 
 @click.group(
-    invoke_without_command=True,
+    cls=ListingGroup,
     epilog="""\b
 Examples:
   tracekit approvals                       what waits
@@ -34,11 +34,8 @@ Examples:
   tracekit approvals defer 01K9GQ --for 8h
 """,
 )
-@click.pass_context
-def approvals(ctx: click.Context) -> None:
+def approvals() -> None:
     """Approvals: list, approve, reject, defer. Alone: `approvals list`."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_pending)
 
 
 @approvals.command(
@@ -50,7 +47,7 @@ Examples:
 )
 @json_option
 @pass_app
-def list_pending(app: App, as_json: bool = False) -> None:
+def list_pending(app: App, as_json: bool) -> None:
     """List what waits for a decision, the most urgent first."""
 
     async def command(substrate: Substrate) -> list[Approval]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from tracekit.cli.app import App, announce, pass_app
+from tracekit.cli.app import App, ListingGroup, announce, pass_app
 from tracekit.cli.output import json_option, print_fields, print_json, print_table, timestamp
 from tracekit.cli.viewer import one_line
 from tracekit.queue import QueueError, TaskNotFound
@@ -15,7 +15,7 @@ from tracekit.workers.substrate import Substrate
 
 
 @click.group(
-    invoke_without_command=True,
+    cls=ListingGroup,
     epilog="""\b
 Examples:
   tracekit dlq                    what lies there
@@ -24,11 +24,8 @@ Examples:
   tracekit dlq abandon 01K9GQ     end it for good
 """,
 )
-@click.pass_context
-def dlq(ctx: click.Context) -> None:
+def dlq() -> None:
     """The dead letter queue: list, show, redrive, abandon. Alone: `dlq list`."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_dead)
 
 
 @dlq.command(
@@ -43,7 +40,7 @@ Examples:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most this many.")
 @json_option
 @pass_app
-def list_dead(app: App, resolved: bool = False, limit: int = 100, as_json: bool = False) -> None:
+def list_dead(app: App, resolved: bool, limit: int, as_json: bool) -> None:
     """List dead tasks, the newest first."""
 
     async def command(substrate: Substrate) -> list[DeadLetter]:

@@ -85,10 +85,8 @@ def follow_task(app: App, reference: str, *, as_events: bool = False, since_seq:
     except KeyboardInterrupt:
         if following:
             seen = following[0]
-            click.echo(
-                f"\nThe task goes on. To follow it further: tracekit follow {seen.task_id} --since-seq {seen.seq}",
-                err=True,
-            )
+            further = "" if shows_tree(as_events) else f" --since-seq {seen.seq}"
+            click.echo(f"The task goes on. To follow it further: tracekit follow {seen.task_id}{further}", err=True)
         return INTERRUPTED
 
 
@@ -147,16 +145,22 @@ async def _draw(viewer: Viewer, substrate: Substrate, follower: Follower) -> int
     screen = console()
     story = Story()
     last: Look | None = None
-    with Live(console=screen, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
-        async for seen in follower.looks():
-            if isinstance(seen, Away):
-                lines = _lines(viewer, story, last, screen.width) if last else []
-                lines.append(Text(f"the database is away, waiting for it ({seen.error})", style="yellow"))
-            else:
-                last = seen
-                story.add(viewer.event(seen.task, event) for event in seen.events)
-                lines = _lines(viewer, story, seen, screen.width)
-            live.update(Group(*_fitted(lines, screen.height - 1)), refresh=True)
+    try:
+        with Live(console=screen, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+            async for seen in follower.looks():
+                if isinstance(seen, Away):
+                    lines = _lines(viewer, story, last, screen.width) if last else []
+                    lines.append(Text(f"the database is away, waiting for it ({seen.error})", style="yellow"))
+                else:
+                    last = seen
+                    story.add(viewer.event(seen.task, event) for event in seen.events)
+                    lines = _lines(viewer, story, seen, screen.width)
+                live.update(Group(*_fitted(lines, screen.height - 1)), refresh=True)
+    except asyncio.CancelledError:
+        # Ctrl-C: what was seen so far stays on the screen.
+        for text in _lines(viewer, story, last, screen.width) if last else []:
+            screen.print(text, no_wrap=True, crop=False)
+        raise
     assert last is not None, "following ends with the task's last look"
     for text in _lines(viewer, story, last, screen.width):
         screen.print(text, no_wrap=True, crop=False)

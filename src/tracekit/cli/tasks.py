@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tracekit.cli.app import App, pass_app
+from tracekit.cli.app import App, ListingGroup, pass_app
 from tracekit.cli.lines import as_json as event_json
 from tracekit.cli.lines import line
 from tracekit.cli.notes import vault_note
@@ -27,7 +27,7 @@ from tracekit.workers.substrate import Substrate
 
 
 @click.group(
-    invoke_without_command=True,
+    cls=ListingGroup,
     epilog="""\b
 Examples:
   tracekit tasks                        the newest fifty
@@ -35,11 +35,8 @@ Examples:
   tracekit tasks show 01K9GQ
 """,
 )
-@click.pass_context
-def tasks(ctx: click.Context) -> None:
+def tasks() -> None:
     """List tasks, or show one. Alone: `tasks list`."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_tasks)
 
 
 @tasks.command(
@@ -61,12 +58,12 @@ Examples:
 @pass_app
 def list_tasks(
     app: App,
-    states: tuple[str, ...] = (),
-    mode: str | None = None,
-    requester: str | None = None,
-    origin: str | None = None,
-    limit: int = 50,
-    as_json: bool = False,
+    states: tuple[str, ...],
+    mode: str | None,
+    requester: str | None,
+    origin: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List tasks, the newest first."""
 

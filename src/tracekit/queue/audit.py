@@ -54,7 +54,7 @@ _SCOPE: LiteralString = """
 scope AS MATERIALIZED (
     SELECT id, trace_id, parent_span_id, state, review_of, ended_at
     FROM tracekit.tasks
-    WHERE (state IN ('open', 'dead') OR ended_at >= coalesce(%(since)s::timestamptz, '-infinity'))
+    WHERE (%(since)s::timestamptz IS NULL OR state IN ('open', 'dead') OR ended_at >= %(since)s::timestamptz)
       AND created_at < coalesce(%(until)s::timestamptz, 'infinity')
 )"""
 
@@ -196,7 +196,7 @@ _CHECKS: tuple[LiteralString, ...] = (
         CASE WHEN q.state = 'running' THEN q.attempt - 1 ELSE q.attempt END, d.attempts, m.last_attempt
     ) AS counted) AS c
     WHERE coalesce(p.attempts, 0) <> coalesce(p.last, 0)
-       OR coalesce(p.attempts, 0) <> coalesce(c.counted, greatest(p.attempts, 1))
+       OR coalesce(p.attempts, 0) <> coalesce(c.counted, greatest(p.attempts, CASE WHEN h.hop < h.last_hop THEN 1 ELSE 0 END))
     """,
     """
     SELECT t.id, t.trace_id, 'attempt-doubled', 'attempt ' || e.attempt || ' of hop ' || e.hop || ' ended '
