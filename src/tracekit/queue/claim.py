@@ -16,12 +16,16 @@ BY_AGE_EVERY = 8
 """Each eighth claim takes the oldest hops whatever their priority, so endless urgent work starves nobody (Q6)."""
 
 # A LATERAL per mode: each mode's index range is read to its own limit, and another mode's backlog costs nothing.
+#
+# Rows are locked as they are, and read with the rest as they were at the statement's start. `seen` is the row as it was:
+# a hop that somebody took and handed on in between (another token) is left for the next claim. Its new hop's input could
+# not be read, and it would run without anybody knowing of it.
 _CLAIM: LiteralString = """
 WITH wanted AS (
     SELECT * FROM unnest(%(modes)s::text[], %(limits)s::int[]) AS w(mode, free)
 ), picked AS (
-    SELECT c.task_id FROM wanted AS w CROSS JOIN LATERAL (
-        SELECT task_id FROM tracekit.queue
+    SELECT c.task_id, c.token FROM wanted AS w CROSS JOIN LATERAL (
+        SELECT task_id, token FROM tracekit.queue
         WHERE mode = w.mode AND state = 'ready' AND (expires_at IS NULL OR expires_at > clock_timestamp())
         ORDER BY {order} LIMIT w.free FOR UPDATE SKIP LOCKED
     ) AS c
@@ -29,7 +33,8 @@ WITH wanted AS (
     UPDATE tracekit.queue AS q
     SET state = 'running', attempt = q.attempt + 1, token = nextval('tracekit.lease_token'), worker = %(worker)s,
         claimed_at = clock_timestamp(), due_at = clock_timestamp() + %(lease)s
-    FROM picked WHERE q.task_id = picked.task_id
+    FROM picked JOIN tracekit.queue AS seen ON (seen.task_id, seen.token) = (picked.task_id, picked.token)
+    WHERE q.task_id = picked.task_id
     RETURNING q.*
 )
 SELECT {columns} FROM q {joins}
@@ -54,11 +59,15 @@ async def claim(
         return [position(row) for row in await cursor.fetchall()]
 
 
+# Locked in the order of task ids, as a settlement does: the worker's own may be under way.
 _HEARTBEAT: LiteralString = """
-WITH held AS (
+WITH mine AS MATERIALIZED (
+    SELECT q.task_id FROM tracekit.queue AS q
+    JOIN unnest(%(tasks)s::text[], %(tokens)s::bigint[]) AS leases(task_id, token) USING (task_id, token)
+    WHERE q.state = 'running' ORDER BY q.task_id FOR UPDATE OF q
+), held AS (
     UPDATE tracekit.queue AS q SET due_at = clock_timestamp() + %(lease)s
-    FROM unnest(%(tasks)s::text[], %(tokens)s::bigint[]) AS mine(task_id, token)
-    WHERE q.task_id = mine.task_id AND q.token = mine.token AND q.state = 'running'
+    FROM mine WHERE q.task_id = mine.task_id
     RETURNING q.token
 ), seen AS (
     INSERT INTO tracekit.workers AS w (id, modes, listener) VALUES (%(worker)s, %(modes)s, %(listener)s)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 
 from tracekit.queue.model import Receipt
 from tracekit.queue.notify import notify
@@ -23,7 +24,12 @@ async def enqueue(
     """
     if not submissions:
         return []
-    rows = json.dumps([submission.row() for submission in submissions])
+    # In the order of their keys, as others that offer the same ones: no two can wait for each other.
+    ordered = sorted(submissions, key=lambda s: (s.envelope.origin, s.envelope.idempotency_key))
+    rows = json.dumps([submission.row() for submission in ordered])
+    if not connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
+        # The caller's transaction begins here. `transaction()` would begin one of its own, and commit it.
+        await connection.execute("SELECT 1")
     async with connection.transaction():
         cursor = await connection.execute(INSERT_TASKS, [rows])
         accepted = dict(await cursor.fetchall())

@@ -52,6 +52,7 @@ async def settle(connection: AsyncConnection[Any], settlements: Sequence[Settlem
             if settlement.position.token not in held:
                 lost.append(settlement)
                 continue
+            held.remove(settlement.position.token)  # an attempt ends once, also within a batch
             ending = settlement.ending
             signal_id, signal = kept.get(ending.key, (None, None)) if isinstance(ending, Park) else (None, None)
             end_attempt(changes, settlement.position, ending, signal, signal_id)

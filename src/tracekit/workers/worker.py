@@ -189,12 +189,14 @@ class Worker:
 
     async def _heartbeat(self) -> None:
         began = time.monotonic()
-        asked = {running.position.task_id: token for token, running in self._running.items()}
+        mine = sorted(self._running)
+        # A task whose lease was lost and that was claimed anew is here twice: the greater token is the one to extend.
+        asked = {self._running[token].position.task_id: token for token in mine}
         held = await self._queue.heartbeat(
             self.id, sorted(self._modes), self.listener_state, asked, self._settings.lease
         )
         self._held_at = began
-        for token in set(asked.values()) - held:
+        for token in set(mine) - held:
             self._cancel(token)
 
     async def _watch_leases(self) -> None:
