@@ -50,9 +50,10 @@ def hidden() -> Iterator[Path]:
 
 def test_server_runs_as_another_user_and_no_directory_above_its_data_is_changed(new_home: Path) -> None:
     home = new_home / "a" / "b"
-    before = modes_above(home / "x") if home.exists() else modes_above(home.parent)
+    before = modes_above(home.parent)
     server = EmbeddedServer(home, linger=0)
-    old_mask = os.umask(0o077)
+    old_mask, old_groups = os.umask(0o077), os.getgroups()
+    os.setgroups([0, 4])
     try:
         with server.acquire():
             status = server.status()
@@ -67,6 +68,7 @@ def test_server_runs_as_another_user_and_no_directory_above_its_data_is_changed(
             assert groups == []
     finally:
         os.umask(old_mask)
+        os.setgroups(old_groups)
         server.stop()
 
 

@@ -69,7 +69,6 @@ def test_q1_what_was_committed_survives_kill_9_of_the_server_which_comes_back(se
         assert pids(server) == (server.status().pid, supervisor)
         assert server.status().pid != old
         open_transaction.close()
-        # And a second time: the backoff does not end in giving up.
         kill(pids(server)[0])
         wait_until(lambda: answers(dsn), "the server is back again")
         assert kept(dsn) == [1]

@@ -65,20 +65,24 @@ lease = server.acquire()
 sleeper = subprocess.Popen(["sleep", "600"], close_fds=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 child = os.fork()
 if child == 0:
+    signal.pause()
+releasing = os.fork()
+if releasing == 0:
     lease.release()
     try:
         lease.ensure()
     except Exception as exc:
         os.write(1, f"{exc}\\n".encode())
-    signal.pause()
+    os._exit(0)
+os.waitpid(releasing, 0)
 os.write(1, f"{sleeper.pid} {child}\\n".encode())
 sys.stdin.read()
 """
     with UserProcess(home, code) as user:
-        lines = sorted([user.line(), user.line()])
-        children = [int(pid) for pid in lines[0].split()]
+        said = user.line()
+        children = [int(pid) for pid in user.line().split()]
         try:
-            assert lines[1] == "the lease was given up, or belongs to the parent process"
+            assert said == "the lease was given up, or belongs to the parent process"
             assert server.status().in_use, "the child's release took the parent's lease"
             user.process.kill()
             wait_until(lambda: not server.status().running, "the server stops")
@@ -115,7 +119,8 @@ def test_who_comes_while_the_server_stops_gets_a_new_one(server: EmbeddedServer)
     newcomer = threading.Thread(target=come)
     newcomer.start()
     newcomer.join(0.3)
-    assert newcomer.is_alive(), "it joined a server that is going down"
+    assert newcomer.is_alive()
+    assert not server.status().in_use, "it counts as a user of a server that is going down"
     os.kill(old, 18)  # SIGCONT
     newcomer.join(30)
     assert dsns == ["served"]
@@ -239,13 +244,10 @@ def test_server_that_does_not_answer_in_time_is_an_error_that_names_the_setting(
 
 
 def test_libpq_variables_of_the_user_do_not_reach_the_server(home: Path) -> None:
-    env = dict(os.environ, PGDATA="/nowhere", PGPORT="1", PGOPTIONS="-c nonsense=1", LC_ALL="no_NO.utf8")
-    code = """
-server.acquire().release()
-print("ready", flush=True)
-"""
-    with UserProcess(home, code, env=env) as user:
+    """PostgreSQL takes some for server-wide defaults."""
+    with UserProcess(home, env=dict(os.environ, PGDATA="/nowhere", PGPORT="1", PGCLIENTENCODING="LATIN1")) as user:
         user.ready()
+        assert query(EmbeddedServer(home).dsn, "SHOW client_encoding") == "UTF8"
 
 
 def test_default_home(monkeypatch: pytest.MonkeyPatch) -> None:

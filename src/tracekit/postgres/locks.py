@@ -16,14 +16,15 @@ class FileLock:
 
     flock belongs to the open file, and fork copies that. A forked child that kept the descriptor would hold its
     parent's lock for as long as it lives, so children of os.fork and multiprocessing close theirs at birth; programs
-    started by exec never see it (O_CLOEXEC). A lock that is not closed is held until the process ends.
+    started by exec never see it (Python opens every file close-on-exec). A lock that is not closed is
+    held until the process ends.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the file, creating it for its owner only; takes no lock yet."""
         self.path = path
         with _guard:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             self._fd = os.open(path, flags, 0o600)
             _open_locks.add(self)
 

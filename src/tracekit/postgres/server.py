@@ -255,7 +255,7 @@ class EmbeddedServer:
         initialise(layout, binaries, account)
         layout.prepare_socket_dir(account)
         orders = Orders(layout, binaries.bin_dir, account, self.linger, lock.fileno())
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         log = os.open(layout.log, flags, 0o600)
         try:
             # Returns at once: the supervisor forks, so that it is nobody's child.

@@ -40,7 +40,7 @@ _HEALTHY_S = 30.0
 
 # A server that was never ready and died this often will not be ready the next time either. More
 # than once, because the backends of a killed one may hold its memory for a moment.
-_FIRST_STARTS = 5
+_FIRST_STARTS = 4
 
 # The log is kept once more under `.1`.
 _LOG_LIMIT_BYTES = 16 * 1024 * 1024
