@@ -85,6 +85,10 @@ async def resolve(
         at = position(row)
         if resolution == "redriven":
             redrive(changes, at, last_hop + 1, at.input, died_at, by)
+            # The operator has looked at the world: what may or may not have happened is to be done again.
+            await connection.execute(
+                "DELETE FROM tracekit.effects WHERE task_id = %s AND finished_at IS NULL", [task_id]
+            )
         else:
             abandon(changes, at, died_at, by)
         await connection.execute(

@@ -161,7 +161,8 @@ def difference(expect: Json, seen: Json) -> str | None:
             return f"should be known, but is {_words(seen)}"
         for name, wanted in expect.items():
             if (found := difference(wanted, seen.get(name))) is not None:
-                return found if isinstance(wanted, dict) else f"{name} {found}"
+                # Of nested facts the innermost name says enough: `temperature should be 21`.
+                return found if isinstance(wanted, dict) and isinstance(seen.get(name), dict) else f"{name} {found}"
         return None
     if isinstance(expect, list):
         if any(difference(one, seen) is None for one in expect):
