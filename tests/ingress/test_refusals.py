@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.ingress.conftest import ALERTS, HOUSEHOLD, OPERATOR, TOKENS, Served, make_settings, serving, token
+from tests.ingress.conftest import ALERTS, HOUSEHOLD, OPERATOR, Served, make_settings, serving, token
 from tests.ingress.test_tasks import CALLER, wish
 from tests.support.postgres import ThrowawayServer
 from tracekit import instruments
@@ -359,7 +358,3 @@ async def test_a_restart_of_the_database_is_sat_out(tmp_path: Any) -> None:
                 assert (await served.post("/v1/tasks", wish())).status_code == 202
         finally:
             await pool.close()
-
-
-def test_the_tokens_of_these_tests_are_kept_as_hashes() -> None:
-    assert TOKENS[0].sha256 == hashlib.sha256(OPERATOR.encode()).hexdigest()
