@@ -555,8 +555,7 @@ class UpstreamWatcher(Mode[NoInput]):
             raise WatcherError("; ".join(done.failures[:10]))
         unreadable = f"; {done.unreadable} cannot be judged" if done.unreadable else ""
         return Done(
-            summary=f"Of {done.workarounds} workarounds {done.can_go} can go{unreadable};"
-            f" {len(done.filed)} new tasks were filed."
+            summary=f"Of {done.workarounds} workarounds {done.can_go} can go{unreadable}. Tasks filed: {len(done.filed)}."
         )
 
 
