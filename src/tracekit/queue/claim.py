@@ -17,8 +17,8 @@ BY_AGE_EVERY = 8
 
 # A LATERAL per mode: each mode's index range is read to its own limit, and another mode's backlog costs nothing.
 #
-# Rows are locked as they are, and read with the rest as they were at the statement's start. `seen` is the row as it was:
-# a hop that somebody took and handed on in between (another token) is left for the next claim. Its new hop's input could
+# Rows are locked as they are, and read with the rest as they were at the statement's start. `seen` is the row as it
+# was: a hop that somebody took and handed on in between (another token) is left for the next claim. Its new input could
 # not be read, and it would run without anybody knowing of it.
 _CLAIM: LiteralString = """
 WITH wanted AS (

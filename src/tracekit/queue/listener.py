@@ -80,6 +80,8 @@ class Listener:
             async with connection:
                 async with asyncio.timeout(self._test_timeout):
                     await connection.execute(f"LISTEN {CHANNEL}")
+                    # After a restart each idle connection of the pool would fail its next user once.
+                    await self._pool.check()
                 receiving = asyncio.create_task(self._receive(connection))
                 try:
                     await self._prove(receiving)

@@ -14,10 +14,31 @@ FIRST_REST = 0.1
 LONGEST_REST = 10.0
 """Seconds between tries while something is away; a server that is back is noticed within them."""
 
+_resting: set[asyncio.Event] = set()
+
+
+def hurry() -> None:
+    """End the rests of this process's loops: what they failed for may be back, as one of them has seen."""
+    for awake in _resting:
+        awake.set()
+
+
+async def _rest(seconds: float) -> None:
+    awake = asyncio.Event()
+    _resting.add(awake)
+    try:
+        async with asyncio.timeout(seconds):
+            await awake.wait()
+    except TimeoutError:
+        pass
+    finally:
+        _resting.discard(awake)
+
 
 async def keep(name: str, round: Callable[[], Awaitable[object]], *, pause: float = 0.0) -> None:
     """Do `round` for ever, `pause` seconds apart. One that raises is logged once a streak, and tried again after a
-    rest that doubles, with full jitter: a database that comes back must not meet all its clients at once.
+    rest that doubles, with full jitter: a database that comes back must not meet all its clients at once. The first
+    loop of a process to get through ends the rests of the others.
     """
     failures = 0
     while True:
@@ -28,9 +49,10 @@ async def keep(name: str, round: Callable[[], Awaitable[object]], *, pause: floa
             if failures == 1:
                 log.warning("loop.failing", loop=name, error=type(error).__name__, detail=str(error)[:300])
             rest = min(LONGEST_REST, FIRST_REST * 2 ** min(failures, 16))
-            await asyncio.sleep(random.uniform(FIRST_REST, rest))
+            await _rest(random.uniform(FIRST_REST, rest))
         else:
             if failures:
                 log.info("loop.recovered", loop=name, failures=failures)
                 failures = 0
+                hurry()
             await asyncio.sleep(pause)

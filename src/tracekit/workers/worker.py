@@ -23,7 +23,7 @@ from tracekit.queue import LeaseLost, Position, Settlement
 from tracekit.queue.claim import BY_AGE_EVERY
 from tracekit.queue.model import Failed, Released
 from tracekit.workers.attempt import Answer, run_attempt
-from tracekit.workers.loops import keep
+from tracekit.workers.loops import hurry, keep
 from tracekit.workers.mode import Mode, Services
 from tracekit.workers.settler import Settler
 
@@ -74,6 +74,8 @@ class Worker:
             if self._notified is None and items:
                 self._notified = time.monotonic()
             self._wake.set()
+        if not items:
+            hurry()  # the database is back, or was never away
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`, then drain: no new claims, a grace for what runs, the rest given back at once (Q13)."""
