@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_payloads_say_all_and_fit_into_a_notify_Q9_T1(wakeups: list[Wakeup]) -> 
         for wakeup in wakeups
     ]
     # Few: two neighbours would not have fitted into one.
-    assert all(len(one) + len(next) > MAX_PAYLOAD for one, next in zip(texts, texts[1:], strict=False))
+    assert all(len(one) + len(next) > MAX_PAYLOAD for one, next in itertools.pairwise(texts))
 
 
 async def heard(listening: AsyncConnection[Any], tasks: int) -> list[list[dict[str, Any]]]:
