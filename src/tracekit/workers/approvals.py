@@ -130,7 +130,7 @@ def judge(plan: Plan, task: Position, settings: Settings, capabilities: Capabili
         arguments = capability.parse(step.arguments)
         if step.destructive or capability.destructive(arguments):
             destructive = True
-            why.append(f"{plain_text(capability.describe(arguments), 200)}: cannot be undone by itself")
+            why.append(f"{plain_text(capability.describe(arguments), 200)} is destructive")
         category = capability.category(arguments)
         if category not in settings.guardian.household_allowlist:
             outside.add(category)

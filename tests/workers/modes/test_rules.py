@@ -177,6 +177,24 @@ def test_an_alert_of_nothing_but_its_shape_is_noted_all_the_same() -> None:
     assert note.arguments["text"].startswith("# unnamed: resolved")
 
 
+def test_a_workaround_that_can_go_is_noted() -> None:
+    found = {
+        "repository": "infra/homelab",
+        "file": "apps/jellyfin.yaml",
+        "lines": [3],
+        "url": "https://github.com/jellyfin/jellyfin/issues/1",
+        "condition": "it is closed",
+        "found": "it is closed",
+    }
+    plan = planned("Remove the workaround", PlanRequest.model_validate({"workaround": found}))
+    assert plan is not None
+    assert plan.steps[0].arguments["path"].startswith("workarounds/2026-11-23-infra_homelab-")
+    assert "- waits for: https://github.com/jellyfin/jellyfin/issues/1\n" in plan.steps[0].arguments["text"]
+    route = BUILT_IN.route(task("Remove the workaround"), {"workaround": found})
+    assert route is not None
+    assert route.persona == "maintainer"
+
+
 def test_a_configured_query_comes_before_the_alerts_own(tmp_path: Path) -> None:
     rules = rules_in(tmp_path, '[queries]\nPodCrashLooping = "kube_pod_info"\n')
     plan = planned("Alert firing", firing(), rules)
