@@ -145,9 +145,10 @@ async def test_of_a_restricted_task_nothing_of_its_content_is_written_P8(service
     )
     task_id = await lived(queue, reviewed, intent="Ask the clinic for results", data_tier=DataTier.RESTRICTED)
     outcome = await run(services, await take(queue, "historian"))
-    assert outcome == Done("failed", RESTRICTED_SUMMARY)
+    assert outcome == Done("failed", "It did not work.")
     [file] = files(services)
     text = file.read_text()
+    assert f"**Failed.** {RESTRICTED_SUMMARY}" in text
     assert front_of(text)["data_tier"] == "restricted"
     for content in ("clinic", "lock", "unlock", "tell", "secret"):
         assert content not in text.lower()
@@ -165,7 +166,7 @@ async def test_a_plan_with_a_restricted_step_is_restricted_too_P8(services: Serv
     assert await settle(queue, first, HandOff("executor", {"plan": plan.model_dump(mode="json")}))
     second = await take(queue, "executor")
     assert await settle(queue, second, HandOff("historian", REVIEWED.model_dump(mode="json")))
-    assert await run(services, await take(queue, "historian")) == Done("done", RESTRICTED_SUMMARY)
+    assert await run(services, await take(queue, "historian")) == Done("done", "Done.")
     [file] = files(services)
     assert front_of(file.read_text())["data_tier"] == "restricted"
     assert "plants" not in file.read_text()

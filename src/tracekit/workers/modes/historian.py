@@ -35,6 +35,8 @@ CELL = 300
 RESTRICTED_SUMMARY = "The task's data is restricted: what was asked and what came of it is not written down."
 
 _ENDED = {"done": "Done", "failed": "Failed"}
+_PLAIN = {"done": "Done.", "failed": "It did not work."}
+"""What anybody may be told of a restricted task's end."""
 
 
 class VaultError(TracekitError):
@@ -102,7 +104,7 @@ class Historian(Mode[Reviewed]):
         written = await hop.effect("summary", write)
         hop.log.info("summary.written", path=written["path"])
         if written["restricted"]:
-            return Done(hop.input.outcome, RESTRICTED_SUMMARY)
+            return Done(hop.input.outcome, _PLAIN[hop.input.outcome])
         return Done(hop.input.outcome, hop.input.summary)
 
 

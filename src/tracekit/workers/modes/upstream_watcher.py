@@ -554,9 +554,8 @@ class UpstreamWatcher(Mode[NoInput]):
         if done.failures:
             raise WatcherError("; ".join(done.failures[:10]))
         unreadable = f"; {done.unreadable} cannot be judged" if done.unreadable else ""
-        return Done(
-            summary=f"Of {done.workarounds} workarounds {done.can_go} can go{unreadable}. Tasks filed: {len(done.filed)}."
-        )
+        found = f"Of {done.workarounds} workarounds {done.can_go} can go{unreadable}."
+        return Done(summary=f"{found} Tasks filed: {len(done.filed)}.")
 
 
 async def watch(services: Services, *, fresh: timedelta) -> Round:
