@@ -23,7 +23,7 @@ from .errors import ServerError
 from .layout import Layout
 from .locks import FileLock
 from .orders import Orders
-from .postmaster import StopMode, running
+from .postmaster import Postmaster, StopMode, running
 
 _POLL_S = 0.02
 _STOP_TIMEOUT_S = 150.0  # longer than the supervisor itself waits for either kind of stop
@@ -195,9 +195,12 @@ class EmbeddedServer:
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         with _as_server_error("cannot stop the embedded server"):
             signalled: set[int] = set()
+            server: Postmaster | None = None
             while True:
                 supervisor = self._supervisor_pid()
-                server = running(self._layout.data)
+                # The server's file goes a moment before the process does.
+                last = server if server and server.is_alive() else None
+                server = running(self._layout.data) or last
                 if supervisor is None and server is None:
                     return
                 if supervisor is not None:
