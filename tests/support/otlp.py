@@ -171,8 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._say(status, response(rejected).SerializeToString() if status == 200 else b"")
 
     def do_GET(self) -> None:
-        query = {name: float(value) for name, value in parse_qsl(urlsplit(self.path).query)}
-        found = self.receiver.wait(int(query["spans"]), int(query["requests"]), query["timeout"])
+        query = dict(parse_qsl(urlsplit(self.path).query))
+        found = self.receiver.wait(int(query["spans"]), int(query["requests"]), float(query["timeout"]))
         self._say(200, json.dumps(found).encode())
 
     def _say(self, status: int, body: bytes) -> None:

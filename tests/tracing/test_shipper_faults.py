@@ -16,7 +16,7 @@ from tests.tracing.shippers import process, running, shipper
 from tests.tracing.writing import write_many
 from tracekit.postgres import Pool, connect, default_provider
 from tracekit.tracing.otlp import Collector
-from tracekit.tracing.shipping import shipping_state
+from tracekit.tracing.shipping import Turn, shipping_state
 
 
 async def test_t6_a_killed_shipper_repeats_at_most_the_batch_under_way(
@@ -59,18 +59,40 @@ async def test_t6_many_shippers_ship_each_span_once(
     assert receiver.times_received() == dict.fromkeys((place for places in written for place in places), 1)
 
 
-async def test_t6_when_the_one_that_ships_ends_another_takes_over(
-    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
+async def test_t6_only_one_ships_at_a_time(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    async with pool.connection() as connection:
+        places = await write_many(connection, 1)
     first, second = shipper(dsn, collector), shipper(dsn, collector)
+    receiver.answer("hang")
+    shipping = asyncio.create_task(first.ship_once())
+    await asyncio.to_thread(receiver.wait, requests=1)
+    assert await second.ship_once() == 0
+    shipping.cancel()
+    await asyncio.gather(shipping, return_exceptions=True)
+    receiver.answer("ok")
+    assert await second.ship_once() == 1, "the right to ship ends with the one who had it"
+    await first.close()
+    await second.close()
+    assert receiver.times_received() == dict.fromkeys(places, 1)
+
+
+async def test_t6_the_server_ends_the_turn_of_one_who_vanished(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that loses power closes no connection. Here: a process that is stopped, and never goes on."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     async with pool.connection() as connection:
         await write_many(connection, 1)
-        assert await first.ship_once() == 1
-        await write_many(connection, 1)
-        assert await second.ship_once() == 0, "the first has the right to ship"
-    await first.close()
-    assert await second.ship_once() == 1
-    await second.close()
+    gone = await connect(dsn)
+    assert await Turn.begin(gone, step_timeout=10, idle=0.05) is not None
+    async with running(shipper(dsn, collector)):
+        await asyncio.to_thread(receiver.wait, spans=1)
+    with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+        await gone.execute("SELECT 1")
+    await gone.close()
 
 
 async def test_t6_a_lost_connection_is_made_anew(

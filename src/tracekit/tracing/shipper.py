@@ -26,7 +26,7 @@ from tracekit.errors import TracekitError
 from tracekit.postgres import connect
 from tracekit.tracing.otlp import Answer, AnsweringExporter, Collector
 from tracekit.tracing.rows import readable_span
-from tracekit.tracing.shipping import Shipment, ShippingSession
+from tracekit.tracing.shipping import Shipment, Turn
 
 log = structlog.get_logger()
 
@@ -40,12 +40,13 @@ class DeliveryError(TracekitError):
 class SpanShipper:
     """Ships until told to stop. Without a collector it does nothing, and the rows wait for one.
 
-    `dsn` must lead straight to the server, as the listener's does. `resource` is what spans of the skeleton are said to
-    come from; its `service.instance.id` is left out, because they are the whole installation's.
+    It has a connection of its own to `dsn`, which may lead through a pooler. `resource` is what spans of the skeleton
+    are said to come from; its `service.instance.id` is left out, because they are the whole installation's.
 
     A batch has at most `batch_rows` rows, and about `batch_bytes` bytes: collectors take 4 MiB at once over gRPC.
     `interval`: seconds between looks when nobody calls `wake`. `backoff`: seconds before the first and, doubling, at
     most before a later retry; less up to half, by chance. `database_timeout`: seconds for any step in the database.
+    `delivery_timeout`: seconds for a batch, should the exporter's own time-out (`OTEL_EXPORTER_OTLP_TIMEOUT`) not hold.
     `grace`: seconds that a stop waits for the batch under way, which otherwise goes out once more, and then for rows
     that are still ready.
     """
@@ -61,6 +62,7 @@ class SpanShipper:
         interval: float = 2.0,
         backoff: tuple[float, float] = (1.0, 60.0),
         database_timeout: float = 15.0,
+        delivery_timeout: float = 60.0,
         grace: float = 3.0,
     ) -> None:
         self._dsn = dsn
@@ -72,11 +74,11 @@ class SpanShipper:
         self._interval = interval
         self._backoff = backoff
         self._database_timeout = database_timeout
+        self._delivery_timeout = delivery_timeout
         self._grace = grace
         self._limit = batch_rows
         self._exporter: AnsweringExporter | None = None
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._session: ShippingSession | None = None
         self._woken = asyncio.Event()
         self._in_a_row = 0
         self.shipped = 0
@@ -107,7 +109,7 @@ class SpanShipper:
                     await self._wait(stop, self._failed(error))
                 else:
                     if not passed:
-                        await self._wait(stop, self._interval, self._woken if self._session else None)
+                        await self._wait(stop, self._interval, None if passed is None else self._woken)
             await self._ship_the_rest(stop)
         finally:
             await self.close()
@@ -117,10 +119,10 @@ class SpanShipper:
 
         Raises DeliveryError, psycopg.Error, TimeoutError or a TracekitError of `connect`.
         """
-        return await self._ship(asyncio.Event())
+        return await self._ship(asyncio.Event()) or 0
 
     async def close(self) -> None:
-        """Gives the right to ship up. `run` does it by itself."""
+        """Closes the connections. `run` does it by itself."""
         await self._disconnect()
         exporter, self._exporter = self._exporter, None
         if exporter:
@@ -128,40 +130,43 @@ class SpanShipper:
 
     async def _ship_the_rest(self, stop: asyncio.Event) -> None:
         """What ended last is shipped by whoever ended it, where that is possible at once."""
-        if self._session is None:
+        if self._in_a_row:
             return
         with suppress(TracekitError, psycopg.Error, TimeoutError, OSError):
             async with asyncio.timeout(self._grace):
                 while await self._ship(stop):
                     pass
 
-    async def _ship(self, stop: asyncio.Event) -> int:
+    async def _ship(self, stop: asyncio.Event) -> int | None:
+        """Ships one batch; the rows that were passed, or None while another process ships."""
         if self._collector is None:
             return 0
         try:
-            session = await self._begin()
-            if session is None:
-                return 0
-            while shipment := await session.next(self._limit, self._batch_bytes):
+            turn = await self._turn()
+            if turn is None:
+                return None
+            answer = None
+            while shipment := await turn.next(self._limit, self._batch_bytes):
                 answer = await self._deliver(shipment, stop)
-                if answer is None:
-                    continue
-                await session.advance(shipment)
-                self._succeeded(shipment, answer)
-                return len(shipment.rows)
+                if answer:
+                    break
+            await turn.commit(shipment)
         except BaseException:
-            # Also after a failed delivery: perhaps another process reaches the collector.
+            # Which ends the turn: perhaps another process reaches the collector.
             await self._disconnect()
             raise
-        return 0
+        if shipment is None or answer is None:
+            return 0
+        self._succeeded(shipment, answer)
+        return len(shipment.rows)
 
-    async def _begin(self) -> ShippingSession | None:
+    async def _turn(self) -> Turn | None:
         if self._connection is None:
             async with asyncio.timeout(self._database_timeout):
-                self._connection = await connect(self._dsn, name="tracekit shipper", autocommit=True)
-        if self._session is None:
-            self._session = await ShippingSession.begin(self._connection, self._database_timeout)
-        return self._session
+                self._connection = await connect(self._dsn, name="tracekit shipper")
+        # In a turn the collector may be asked twice without a word to the database between.
+        idle = 2 * self._delivery_timeout + self._database_timeout
+        return await Turn.begin(self._connection, step_timeout=self._database_timeout, idle=idle)
 
     async def _deliver(self, shipment: Shipment, stop: asyncio.Event) -> Answer | None:
         """The collector's answer once it has dealt with the batch; None if a smaller batch is to be tried. Raises
@@ -202,15 +207,15 @@ class SpanShipper:
         stopping = asyncio.create_task(stop.wait())
         either: set[asyncio.Future[Any]] = {sending, stopping}
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
+            await asyncio.wait(either, timeout=self._delivery_timeout, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done() and not sending.done():
                 await asyncio.wait({sending}, timeout=self._grace)
         finally:
             stopping.cancel()
         if not sending.done():
             exporter.shutdown()
             self._exporter = None
-            raise DeliveryError("stopped while a batch was under way; it will go out again")
+            raise DeliveryError("given up while a batch was under way; it will go out again")
         return sending.result()
 
     def _succeeded(self, shipment: Shipment, answer: Answer) -> None:
@@ -237,7 +242,7 @@ class SpanShipper:
         return random.uniform(0.5, 1.0) * float(min(first * 2 ** min(self._in_a_row - 1, 32), most))
 
     async def _disconnect(self) -> None:
-        connection, self._connection, self._session = self._connection, None, None
+        connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 

@@ -3,10 +3,11 @@
 (xid, seq) is the order of shipping. A row whose transaction is older than every running one cannot be joined by an
 earlier row any more, so one cursor passes each row exactly once, however late a transaction commits.
 
-All statements here are short and commit at once. Who ships holds an advisory lock of its session, not a transaction: a
-transaction that stayed open while a collector is waited for would hold back vacuum everywhere in the cluster, and with
-it the cursor itself. The lock ends with its session, so a shipper that is killed is followed at once. It needs a
-connection straight to the server; through a pooler in transaction mode it would belong to nobody.
+A turn is one transaction: it takes the advisory lock of shipping, reads the cursor and a batch, waits for the
+collector, moves the cursor and commits. While it waits it has neither an xid (it has written nothing yet) nor a
+snapshot (READ COMMITTED keeps none between statements), so it holds back neither vacuum nor the cursor of anybody. The
+lock ends with the transaction: at once when the process is killed, and by `idle_in_transaction_session_timeout` where
+its whole machine vanishes. All this also holds through a pooler in transaction mode.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from tracekit.errors import TracekitError
 from tracekit.tracing.rows import SpanRow
 
 log = structlog.get_logger()
@@ -29,14 +29,6 @@ DESTINATION = "otlp"
 
 PENDING_LIMIT = 10_000
 """`ShippingState.pending` counts no further, so that looking costs the same whatever the backlog."""
-
-
-class PooledConnectionError(TracekitError):
-    """The connection changes servers' processes between statements, so it can hold no lock."""
-
-
-class CursorMovedError(TracekitError):
-    """Somebody else moved the cursor while a batch was under way: the lock did not keep them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +62,13 @@ class ShippingState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sized(SpanRow):
+class _PlacedRow(SpanRow):
     xid: str
     seq: int
-    backend: int
 
 
-_LOCK: LiteralString = """
-SELECT pg_try_advisory_lock(hashtext('tracekit.span_shipping'), hashtext(%s)), pg_backend_pid()
-"""
+_LOCK: LiteralString = "SELECT pg_try_advisory_xact_lock(hashtext('tracekit.span_shipping'), hashtext(%s))"
 
-# Whoever may ship writes first: a server that was demoted grants advisory locks too, but refuses this.
 _OPEN_CURSOR: LiteralString = "INSERT INTO tracekit.span_shipping (destination) VALUES (%s) ON CONFLICT DO NOTHING"
 
 # A shipper writes a cursor only to rows of finished transactions, so the cursor's own row is always younger than the
@@ -88,16 +76,13 @@ _OPEN_CURSOR: LiteralString = "INSERT INTO tracekit.span_shipping (destination) 
 _READ_CURSOR: LiteralString = """
 SELECT xid::text, seq, xid <> '0' AND
        (((c.xmin::text::bigint - (c.xid::text::numeric %% 4294967296)::bigint) + 4294967296) %% 4294967296)
-           NOT BETWEEN 1 AND 2147483647
+           NOT BETWEEN 1 AND 2147483647,
+       EXISTS (SELECT FROM tracekit.spans WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
 FROM tracekit.span_shipping AS c WHERE destination = %s
 """
 
 _ADOPTION_S = 600
 """Seconds for rewriting a restored table: once, and as long as the table is large."""
-
-_ANY_FROM_THE_FUTURE: LiteralString = """
-SELECT EXISTS (SELECT FROM tracekit.spans WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
-"""
 
 _ADOPT_FUTURE_ROWS: LiteralString = """
 UPDATE tracekit.spans SET xid = pg_current_xact_id() WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())
@@ -126,7 +111,7 @@ WITH ready AS (
 ), sized AS (
     SELECT ready.*, sum(size) OVER (ORDER BY xid, seq) AS total FROM ready
 )
-SELECT xid::text, seq, pg_backend_pid() AS backend, trace_id, span_id, parent_span_id, source, name, kind, start_time,
+SELECT xid::text, seq, trace_id, span_id, parent_span_id, source, name, kind, start_time,
        end_time, status, status_message, attributes, links, events
 FROM sized WHERE total - size < %(bytes)s
 ORDER BY sized.xid, seq
@@ -135,7 +120,7 @@ ORDER BY sized.xid, seq
 _ADVANCE: LiteralString = """
 UPDATE tracekit.span_shipping
 SET xid = %s::xid8, seq = %s, shipped = shipped + %s, shipped_at = clock_timestamp()
-WHERE destination = %s AND xid = %s::xid8 AND seq = %s
+WHERE destination = %s
 """
 
 _STATE: LiteralString = """
@@ -151,61 +136,59 @@ CROSS JOIN LATERAL (
 """
 
 
-class ShippingSession:
-    """The right to ship, for as long as its connection lives. The connection is in autocommit; `step_timeout`:
-    seconds for each step, which raises TimeoutError and leaves a connection that is good for nothing but to be closed.
+class Turn:
+    """The right to ship, until `commit` or the end of the connection. `step_timeout`: seconds for each step, which
+    raises TimeoutError and leaves a connection that is good for nothing but to be closed.
     """
 
-    def __init__(self, connection: AsyncConnection[Any], backend: int, cursor: Cursor, step_timeout: float) -> None:
+    def __init__(self, connection: AsyncConnection[Any], cursor: Cursor, step_timeout: float, idle: float) -> None:
         self._connection = connection
-        self._backend = backend
         self._cursor = cursor
         self._step_timeout = step_timeout
+        self._idle = idle
 
     @classmethod
-    async def begin(cls, connection: AsyncConnection[Any], step_timeout: float) -> ShippingSession | None:
-        """The right to ship, or None while somebody else has it."""
-        async with asyncio.timeout(step_timeout):
-            locked, backend = await _row(connection, _LOCK, [DESTINATION])
-            if not locked:
-                return None
-            await connection.execute(_OPEN_CURSOR, [DESTINATION])
-            xid, seq, foreign = await _row(connection, _READ_CURSOR, [DESTINATION])
-            cursor = Cursor(xid, seq)
-            (ahead,) = await _row(connection, _ANY_FROM_THE_FUTURE, [])
-        if foreign or ahead:
+    async def begin(cls, connection: AsyncConnection[Any], *, step_timeout: float, idle: float) -> Turn | None:
+        """The right to ship, or None while somebody else has it. The connection is not in autocommit. `idle`: seconds
+        after which the server ends a turn that does nothing.
+        """
+        while True:
+            async with asyncio.timeout(step_timeout):
+                await _limit_idling(connection, idle)
+                (locked,) = await _row(connection, _LOCK) or (False,)
+                found = await _row(connection, _READ_CURSOR) if locked else None
+                if not locked:
+                    await connection.rollback()
+                    return None
+                if found is None:
+                    await connection.execute(_OPEN_CURSOR, [DESTINATION])
+                    await connection.commit()
+                    continue
+            xid, seq, foreign, ahead = found
+            if not (foreign or ahead):
+                return cls(connection, Cursor(xid, seq), step_timeout, idle)
             log.warning("shipper.adopting", why="rows were restored from another server", cursor=foreign, rows=ahead)
             async with asyncio.timeout(_ADOPTION_S):
-                cursor = await _adopt(connection, cursor, foreign=foreign)
-        return cls(connection, backend, cursor, step_timeout)
+                await _adopt(connection, Cursor(xid, seq), foreign=foreign)
+                await connection.commit()
 
     async def next(self, rows: int, size: int) -> Shipment | None:
         """What can be shipped next: at most `rows`, and none that begins after `size` bytes. None: nothing is ready."""
         bounds = {"xid": self._cursor.xid, "seq": self._cursor.seq, "rows": rows, "bytes": size}
-        async with (
-            asyncio.timeout(self._step_timeout),
-            self._connection.cursor(row_factory=class_row(_Sized)) as cursor,
-        ):
-            found = await (await cursor.execute(_NEXT, bounds)).fetchall()
-        if not found:
-            return None
-        last = found[-1]
-        if last.backend != self._backend:
-            raise PooledConnectionError(
-                "spans cannot be shipped through a pooler in transaction mode",
-                hint="Give tracekit a DSN that leads to the server itself (listen_dsn).",
-            )
-        return Shipment(list(found), Cursor(last.xid, last.seq))
-
-    async def advance(self, shipment: Shipment) -> None:
-        """Marks a shipment as delivered. Raises CursorMovedError where another session has moved the cursor."""
-        before, after = self._cursor, shipment.end
-        values = [after.xid, after.seq, len(shipment.rows), DESTINATION, before.xid, before.seq]
         async with asyncio.timeout(self._step_timeout):
-            done = await self._connection.execute(_ADVANCE, values)
-        if done.rowcount != 1:
-            raise CursorMovedError("another shipper moved the cursor; a batch may have gone out twice")
-        self._cursor = after
+            async with self._connection.cursor(row_factory=class_row(_PlacedRow)) as cursor:
+                found = await (await cursor.execute(_NEXT, bounds)).fetchall()
+            # The portal of a query keeps its snapshot until another statement takes its place. This one needs none.
+            await _limit_idling(self._connection, self._idle)
+        return Shipment(list(found), Cursor(found[-1].xid, found[-1].seq)) if found else None
+
+    async def commit(self, shipped: Shipment | None) -> None:
+        """Ends the turn. What was shipped in it is passed by the cursor."""
+        async with asyncio.timeout(self._step_timeout):
+            if shipped:
+                values = [shipped.end.xid, shipped.end.seq, len(shipped.rows), DESTINATION]
+                await self._connection.execute(_ADVANCE, values)
+            await self._connection.commit()
 
 
 async def shipping_state(connection: AsyncConnection[Any]) -> ShippingState:
@@ -217,23 +200,23 @@ async def shipping_state(connection: AsyncConnection[Any]) -> ShippingState:
     return state
 
 
-async def _adopt(connection: AsyncConnection[Any], cursor: Cursor, *, foreign: bool) -> Cursor:
+async def _adopt(connection: AsyncConnection[Any], cursor: Cursor, *, foreign: bool) -> None:
     """Gives rows and a cursor that were restored from another server's dump xids of this one.
 
     There, xids may be far ahead: such rows would wait until this server has counted as far, and such a cursor would
     pass over everything new. Rows that the restored cursor had passed stay passed.
     """
-    async with connection.transaction():
-        await connection.execute(f"SET LOCAL statement_timeout = {_ADOPTION_S * 1000}")
-        if not foreign:
-            await connection.execute(_ADOPT_FUTURE_ROWS)
-            return cursor
+    await connection.execute(f"SET LOCAL statement_timeout = {_ADOPTION_S * 1000}")
+    if foreign:
         await connection.execute(_ADOPT_ALL_ROWS, [cursor.xid, cursor.seq])
         await connection.execute(_ADOPT_CURSOR, [DESTINATION])
-        return Cursor("0", 2**63 - 1)
+    else:
+        await connection.execute(_ADOPT_FUTURE_ROWS)
 
 
-async def _row(connection: AsyncConnection[Any], query: LiteralString, values: list[Any]) -> Any:
-    row = await (await connection.execute(query, values)).fetchone()
-    assert row is not None
-    return row
+async def _limit_idling(connection: AsyncConnection[Any], seconds: float) -> None:
+    await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = {int(seconds * 1000)}")
+
+
+async def _row(connection: AsyncConnection[Any], query: LiteralString) -> Any:
+    return await (await connection.execute(query, [DESTINATION])).fetchone()
