@@ -113,7 +113,8 @@ class HomeAssistantSettings(_Section):
 class PrometheusSettings(_Section):
     """Where alerts' expressions are looked up."""
 
-    url: str = "http://localhost:9090"
+    url: str = ""
+    """Empty: an alert's expression is not looked up."""
 
 
 class AlertmanagerSettings(_Section):
