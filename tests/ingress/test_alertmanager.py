@@ -95,6 +95,7 @@ async def test_good_members_are_accepted_beside_bad_ones(served: Served) -> None
     assert len(await served.tasks()) == 1
     (span,) = await served.refusals()
     assert span["attributes"]["error.type"] == "invalid"
+    assert span["attributes"]["http.response.status_code"] == 200
 
 
 @pytest.mark.parametrize(

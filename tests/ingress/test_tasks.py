@@ -206,6 +206,21 @@ async def test_q11_a_full_queue_refuses_until_there_is_room(served: Served) -> N
     assert (await served.post("/v1/tasks", wish(idempotency_key="k3"))).status_code == 202
 
 
+words = st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_categories=["Cc"]), max_size=60)
+NAMES = ["Authorization", "Idempotency-Key", "traceparent", "tracestate", "Content-Type", "User-Agent", "Accept"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(given=st.dictionaries(st.sampled_from(NAMES), words, max_size=4))
+async def test_no_header_breaks_it(served: Served, given: dict[str, str]) -> None:
+    headers = {name.encode(): value.encode("latin-1") for name, value in given.items()}
+    authorized = {b"Authorization": b"Bearer operator-token", **headers}
+    for path in ("/v1/tasks", "/approvals/x"):
+        response = await served.http.post(path, json=wish(), headers=authorized)
+        assert response.status_code in (200, 202, 401, 403, 415, 422)
+        assert "traceparent" in response.headers
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)

@@ -70,7 +70,7 @@ async def receive(request: Request) -> Response:
             raise refused
     receipts = await ingress.enqueue(submissions)
     if refused:
-        request.app.state.refusals.note(exchange, refused)
+        request.app.state.refusals.note(exchange, refused, answered=200)
     return answer(
         {
             "accepted": sum(not receipt.duplicate for receipt in receipts),

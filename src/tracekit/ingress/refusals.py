@@ -51,8 +51,11 @@ class Refusals:
         self._written = asyncio.Event()
         self._written.set()
 
-    def note(self, exchange: Exchange, refused: Refused) -> bool:
-        """A request was refused. Never blocks, never fails; returns whether it is traced."""
+    def note(self, exchange: Exchange, refused: Refused, *, answered: int | None = None) -> bool:
+        """A request was refused. Never blocks, never fails; returns whether it is traced.
+
+        `answered` is the status of the answer where it is not the refusal's: a part was accepted.
+        """
         reason = refused.reason
         traced = self._allow() and len(self._waiting) < self._burst
         instruments.INGRESS_REFUSALS.labels(exchange.surface, reason.label).inc(
@@ -79,7 +82,7 @@ class Refusals:
             # A 4xx is the caller's error, not the server's (semantic conventions for HTTP, "Status").
             "status": int(StatusCode.ERROR if reason.status >= 500 else StatusCode.UNSET),
             "attributes": {
-                **exchange.attributes(reason.status),
+                **exchange.attributes(answered or reason.status),
                 semconv.ERROR_TYPE: reason.label,
                 semconv.SURFACE: exchange.surface,
             },
