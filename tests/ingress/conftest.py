@@ -15,11 +15,13 @@ import pytest
 from fastapi import FastAPI
 from psycopg.rows import dict_row
 
+from tests.support.postgres import ThrowawayServer
 from tracekit.config import IngressSettings, Principal, Settings, Token
 from tracekit.envelope import Origin
 from tracekit.ingress import bind, create_app, serve
 from tracekit.ingress.refusals import Refusals
 from tracekit.instruments import DatabaseGauges
+from tracekit.postgres import open_pool
 from tracekit.queue import Queue
 from tracekit.workers.depths import DepthReader
 
@@ -119,6 +121,18 @@ async def serving(settings: Settings, queue: Queue, **app: Any) -> AsyncIterator
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return make_settings(tmp_path)
+
+
+@pytest.fixture(scope="session")
+async def untouched(
+    postgres: ThrowawayServer, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """One that all tests share of which nothing may be accepted."""
+    dsn = postgres.create_database(template=template)
+    pool = await open_pool(dsn, min_size=1, max_size=4, name="test", autocommit=True)
+    async with serving(make_settings(tmp_path_factory.mktemp("untouched")), Queue(pool)) as running:
+        yield running
+    await pool.close()
 
 
 @pytest.fixture

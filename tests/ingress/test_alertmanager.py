@@ -102,18 +102,18 @@ async def test_good_members_are_accepted_beside_bad_ones(served: Served) -> None
     "body",
     [{}, [], None, "text", group(version="3"), group(alerts=None), group(alert(fingerprint=7)), group("x", 1)],
 )
-async def test_a_group_of_which_nothing_can_be_read_is_refused_for_good(served: Served, body: Any) -> None:
-    response = await served.post(
+async def test_a_group_of_which_nothing_can_be_read_is_refused_for_good(untouched: Served, body: Any) -> None:
+    response = await untouched.post(
         PATH, content=json.dumps(body), token=ALERTS, headers={"Content-Type": "application/json"}
     )
     assert response.status_code == 400
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["faults"]
-    assert await served.tasks() == []
+    assert await untouched.tasks() == []
 
 
-async def test_an_empty_group_is_nothing_wrong(served: Served) -> None:
-    response = await served.post(PATH, group(), token=ALERTS)
+async def test_an_empty_group_is_nothing_wrong(untouched: Served) -> None:
+    response = await untouched.post(PATH, group(), token=ALERTS)
     assert (response.status_code, response.json()["accepted"]) == (200, 0)
 
 
@@ -126,10 +126,10 @@ async def test_the_callers_trace_is_continued_where_it_is_about_one_alert(served
     assert len({task["trace_id"] for task in await served.tasks()}) == 3
 
 
-async def test_only_alertmanagers_own_token_will_do(served: Served) -> None:
-    assert (await served.post(PATH, TWO, token=HOUSEHOLD)).status_code == 403
-    assert (await served.post(PATH, TWO, token=None)).status_code == 401
-    assert await served.tasks() == []
+async def test_only_alertmanagers_own_token_will_do(untouched: Served) -> None:
+    assert (await untouched.post(PATH, TWO, token=HOUSEHOLD)).status_code == 403
+    assert (await untouched.post(PATH, TWO, token=None)).status_code == 401
+    assert await untouched.tasks() == []
 
 
 async def test_the_captured_message_is_understood(served: Served) -> None:

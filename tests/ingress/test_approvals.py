@@ -218,21 +218,21 @@ async def test_after_the_deadline_a_good_link_is_gone(asked: Asked) -> None:
     assert (await asked.served.queue.task(asked.approval.task_id)).state == "expired"
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        ({"json": {"decision": "maybe"}}, 422),
-        ({"json": {"decision": "approve", "by": "rob"}}, 422),
-        ({"json": {"reason": "x" * 1001}}, 422),
-        ({"data": {"decision": "maybe"}}, 422),
-        ({"content": b"approve", "headers": {"Content-Type": "text/plain"}}, 415),
-        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400),
-        ({"content": b"\xff", "headers": {"Content-Type": "application/x-www-form-urlencoded"}}, 400),
-        ({"content": b"x" * 9000}, 413),
-    ],
-)
-async def test_a_bad_body_decides_nothing(asked: Asked, body: dict[str, Any], status: int) -> None:
-    assert (await asked.tap(asked.link("approve"), **body)).status_code == status
+async def test_a_bad_body_decides_nothing(asked: Asked) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for status, body in (
+        (422, {"json": {"decision": "maybe"}}),
+        (422, {"json": {"decision": "approve", "by": "rob"}}),
+        (422, {"json": {"reason": "x" * 1001}}),
+        (422, {"json": []}),
+        (422, {"data": {"decision": "maybe"}}),
+        (415, {"content": b"approve", "headers": {"Content-Type": "text/plain"}}),
+        (400, {"content": b"{", "headers": {"Content-Type": "application/json"}}),
+        (400, {"content": b"\xff", "headers": form}),
+        (400, {"content": b"a&" * 100, "headers": form}),
+        (413, {"content": b"x" * 9000}),
+    ):
+        assert (await asked.tap(asked.link("approve"), **body)).status_code == status, body
     assert await asked.signals() == []
 
 

@@ -50,11 +50,11 @@ async def refused(served: Served, response: Any, status: int, reason: str) -> di
     "header",
     [None, "", "Bearer", f"Basic {OPERATOR}", "Bearer wrong", f"Bearer {OPERATOR}x", "Bearer caf\xe9"],
 )
-async def test_without_a_valid_token_nobody_is_let_in(served: Served, header: str | None) -> None:
+async def test_without_a_valid_token_nobody_is_let_in(untouched: Served, header: str | None) -> None:
     headers = {} if header is None else {b"Authorization": header.encode("latin-1")}
     for path in ("/v1/tasks", "/ingress/alertmanager", "/v1/approvals/x"):
-        response = await served.http.post(path, json=wish(), headers=headers)
-        await refused(served, response, 401, "unauthenticated")
+        response = await untouched.http.post(path, json=wish(), headers=headers)
+        await refused(untouched, response, 401, "unauthenticated")
         assert response.headers["www-authenticate"].startswith("Bearer ")
         assert "tracekit token" in response.json()["hint"]
 
@@ -86,10 +86,10 @@ def test_one_token_for_two_surfaces_is_refused(tmp_path: Any) -> None:
         Tokens(settings)
 
 
-async def test_what_a_token_may_not_do(served: Served) -> None:
-    await refused(served, await served.post("/ingress/alertmanager", {}, token=HOUSEHOLD), 403, "forbidden")
-    await refused(served, await served.get("/v1/approvals", token=HOUSEHOLD), 403, "forbidden")
-    await refused(served, await served.post("/v1/approvals/x", {}, token=ALERTS), 403, "forbidden")
+async def test_what_a_token_may_not_do(untouched: Served) -> None:
+    await refused(untouched, await untouched.post("/ingress/alertmanager", {}, token=HOUSEHOLD), 403, "forbidden")
+    await refused(untouched, await untouched.get("/v1/approvals", token=HOUSEHOLD), 403, "forbidden")
+    await refused(untouched, await untouched.post("/v1/approvals/x", {}, token=ALERTS), 403, "forbidden")
 
 
 async def test_tokens_are_never_logged(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,18 +124,18 @@ async def test_tokens_are_never_logged(served: Served, capsys: pytest.CaptureFix
         (b'{"intent": "' + b"\\" * 3001, "is not JSON"),
     ],
 )
-async def test_what_is_not_json_is_refused(served: Served, body: bytes, says: str) -> None:
-    response = await served.post("/v1/tasks", content=body, headers=JSON)
+async def test_what_is_not_json_is_refused(untouched: Served, body: bytes, says: str) -> None:
+    response = await untouched.post("/v1/tasks", content=body, headers=JSON)
     if says == "422":
-        await refused(served, response, 422, "invalid")
+        await refused(untouched, response, 422, "invalid")
     else:
-        problem = await refused(served, response, 400, "malformed")
+        problem = await refused(untouched, response, 400, "malformed")
         assert says in problem["detail"]
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"text"', b"{}"])
-async def test_json_of_another_shape_is_refused(served: Served, body: bytes) -> None:
-    await refused(served, await served.post("/v1/tasks", content=body, headers=JSON), 422, "invalid")
+async def test_json_of_another_shape_is_refused(untouched: Served, body: bytes) -> None:
+    await refused(untouched, await untouched.post("/v1/tasks", content=body, headers=JSON), 422, "invalid")
 
 
 @pytest.mark.parametrize("intent", ["", "a\x00b", "x" * 16_385])
@@ -156,15 +156,15 @@ async def test_a_refusal_stays_small_whatever_was_sent(queue: Queue, tmp_path: A
 
 
 @pytest.mark.parametrize("media", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-async def test_another_media_type_is_refused(served: Served, media: str) -> None:
-    response = await served.post("/v1/tasks", content=json.dumps(wish()), headers={"Content-Type": media})
-    await refused(served, response, 415, "unsupported-media-type")
+async def test_another_media_type_is_refused(untouched: Served, media: str) -> None:
+    response = await untouched.post("/v1/tasks", content=json.dumps(wish()), headers={"Content-Type": media})
+    await refused(untouched, response, 415, "unsupported-media-type")
 
 
-async def test_a_compressed_body_is_refused(served: Served) -> None:
+async def test_a_compressed_body_is_refused(untouched: Served) -> None:
     body = gzip.compress(json.dumps(wish()).encode())
-    response = await served.post("/v1/tasks", content=body, headers={**JSON, "Content-Encoding": "gzip"})
-    await refused(served, response, 415, "unsupported-media-type")
+    response = await untouched.post("/v1/tasks", content=body, headers={**JSON, "Content-Encoding": "gzip"})
+    await refused(untouched, response, 415, "unsupported-media-type")
 
 
 async def chunks(size: int) -> AsyncIterator[bytes]:
@@ -174,9 +174,9 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("size", [5 * 1024, 8 * 1024, 512 * 1024])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_that_is_too_large_is_refused(served: Served, size: int, chunked: bool) -> None:
+async def test_a_body_that_is_too_large_is_refused(untouched: Served, size: int, chunked: bool) -> None:
     content: Any = chunks(size) if chunked else b"x" * size
-    await refused(served, await served.post("/v1/tasks", content=content, headers=JSON), 413, "too-large")
+    await refused(untouched, await untouched.post("/v1/tasks", content=content, headers=JSON), 413, "too-large")
 
 
 async def test_a_chunked_body_of_the_right_size_is_taken(served: Served) -> None:
@@ -221,8 +221,8 @@ async def test_a_caller_that_leaves_in_mid_body_is_nobodys_error(served: Served)
     assert len(await served.tasks()) == 1
 
 
-async def test_who_asks_first_need_not_send_a_body_that_is_refused(served: Served) -> None:
-    reader, writer = await raw(served, head(1_000_000, "Expect: 100-continue"))
+async def test_who_asks_first_need_not_send_a_body_that_is_refused(untouched: Served) -> None:
+    reader, writer = await raw(untouched, head(1_000_000, "Expect: 100-continue"))
     answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 413 ")

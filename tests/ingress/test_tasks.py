@@ -73,12 +73,13 @@ async def test_t1_the_callers_trace_is_continued(served: Served) -> None:
     assert (task["trace_id"], task["parent_span_id"], task["trace_state"]) == (trace_id, span_id, "vendor=1")
 
 
-@pytest.mark.parametrize("header", ["nonsense", f"00-{'0' * 32}-{CALLER[1]}-01", f"ff-{CALLER[0]}-{CALLER[1]}-01", ""])
-async def test_a_traceparent_that_is_not_valid_begins_a_new_trace(served: Served, header: str) -> None:
-    response = await served.post("/v1/tasks", wish(), headers={"traceparent": header, "tracestate": "vendor=1"})
-    assert response.status_code == 202
-    (task,) = await served.tasks()
-    assert (task["parent_span_id"], task["trace_state"]) == (None, "")
+async def test_a_traceparent_that_is_not_valid_begins_a_new_trace(served: Served) -> None:
+    for header in ("nonsense", f"00-{'0' * 32}-{CALLER[1]}-01", f"ff-{CALLER[0]}-{CALLER[1]}-01", ""):
+        headers = {"traceparent": header, "tracestate": "vendor=1"}
+        assert (await served.post("/v1/tasks", wish(idempotency_key=f"k{header}"), headers=headers)).status_code == 202
+    tasks = await served.tasks()
+    assert len({task["trace_id"] for task in tasks}) == 4
+    assert {(task["parent_span_id"], task["trace_state"]) for task in tasks} == {(None, "")}
 
 
 async def test_q5_equal_posts_at_once_are_one_task(served: Served) -> None:
@@ -101,11 +102,11 @@ async def test_the_idempotency_key_may_be_a_header(served: Served, header: str) 
     assert task["idempotency_key"] == "k2"
 
 
-async def test_two_different_idempotency_keys_are_a_fault(served: Served) -> None:
-    response = await served.post("/v1/tasks", wish(), headers={"Idempotency-Key": "another"})
+async def test_two_different_idempotency_keys_are_a_fault(untouched: Served) -> None:
+    response = await untouched.post("/v1/tasks", wish(), headers={"Idempotency-Key": "another"})
     assert response.status_code == 422
     assert [fault["field"] for fault in response.json()["faults"]] == ["idempotency_key"]
-    assert await served.tasks() == []
+    assert await untouched.tasks() == []
 
 
 async def test_the_same_key_of_another_origin_is_another_task(served: Served) -> None:
@@ -115,19 +116,19 @@ async def test_the_same_key_of_another_origin_is_another_task(served: Served) ->
     assert len(await served.tasks()) == 2
 
 
-@pytest.mark.parametrize("field", ["requester", "surface", "origin", "trace_id", "id", "traceparent"])
-async def test_p1_who_asks_is_not_the_bodys_to_say(served: Served, field: str) -> None:
-    response = await served.post("/v1/tasks", wish(**{field: "rob"}), token=HOUSEHOLD)
-    assert response.status_code == 422
-    assert response.json()["faults"] == [{"field": field, "message": "is not a field that can be given here"}]
+async def test_p1_who_asks_is_not_the_bodys_to_say(served: Served) -> None:
+    for field in ("requester", "surface", "origin", "trace_id", "id", "traceparent"):
+        response = await served.post("/v1/tasks", wish(**{field: "rob"}), token=HOUSEHOLD)
+        assert response.status_code == 422
+        assert response.json()["faults"] == [{"field": field, "message": "is not a field that can be given here"}]
     assert await served.tasks() == []
     assert (await served.post("/v1/tasks", wish(), token=HOUSEHOLD)).status_code == 202
     (task,) = await served.tasks()
     assert (task["requester"], task["surface"], task["origin"]) == ("renee", "voice", "ha-voice")
 
 
-async def test_every_fault_is_listed(served: Served) -> None:
-    response = await served.post("/v1/tasks", {"priority": "soon", "destructive": "no", "ttl": -1, "colour": 1})
+async def test_every_fault_is_listed(untouched: Served) -> None:
+    response = await untouched.post("/v1/tasks", {"priority": "soon", "destructive": "no", "ttl": -1, "colour": 1})
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
@@ -136,7 +137,7 @@ async def test_every_fault_is_listed(served: Served) -> None:
     }  # fmt: skip
     assert problem["type"] == "urn:tracekit:problem:invalid"
     assert problem["status"] == 422
-    assert await served.tasks() == []
+    assert await untouched.tasks() == []
 
 
 async def test_p7_a_household_member_sees_their_own_task_in_plain_words(served: Served) -> None:
@@ -185,8 +186,8 @@ async def test_an_operator_sees_state_and_events(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "%00", "../../etc", "a" * 5000, "01J%25"])
-async def test_what_is_no_task_id_is_not_found(served: Served, name: str) -> None:
-    assert (await served.get(f"/v1/tasks/{name}")).status_code == 404
+async def test_what_is_no_task_id_is_not_found(untouched: Served, name: str) -> None:
+    assert (await untouched.get(f"/v1/tasks/{name}")).status_code == 404
 
 
 async def test_q11_a_full_queue_refuses_until_there_is_room(served: Served) -> None:
@@ -234,7 +235,7 @@ bodies = (
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies)
 async def test_no_body_breaks_it_and_only_a_valid_one_is_enqueued(served: Served, body: bytes) -> None:
     before = len(await served.tasks())
