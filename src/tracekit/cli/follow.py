@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import click
 from rich.console import Group
@@ -22,7 +22,7 @@ from tracekit.postgres import connect
 from tracekit.queue.follow import Away, Follower, Look
 from tracekit.queue.listener import Listener
 from tracekit.queue.tasks import Task
-from tracekit.workers.loops import keep
+from tracekit.workers.loops import end, keep
 from tracekit.workers.substrate import Substrate
 
 EXIT_CODES = {"done": 0, "failed": 10, "dead": 11, "expired": 12, "rejected": 13, "abandoned": 14}
@@ -108,9 +108,7 @@ async def _listening(substrate: Substrate, follower: Follower) -> AsyncIterator[
     try:
         yield
     finally:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
+        await end(listening)
 
 
 async def _print(viewer: Viewer, substrate: Substrate, follower: Follower, as_events: bool) -> int:

@@ -17,7 +17,7 @@ from tracekit.cli.app import App
 from tracekit.config import Settings
 from tracekit.tracing.logs import configure_logging, register_secret
 from tracekit.tracing.sdk import TracingHandle, configure_tracing
-from tracekit.workers.loops import keep
+from tracekit.workers.loops import end, keep
 from tracekit.workers.runtime import Runtime
 from tracekit.workers.substrate import Substrate, open_substrate
 
@@ -63,8 +63,7 @@ async def serve(app: App, host: str | None, port: int | None) -> None:
             try:
                 await _together(stop, _serve(substrate, stop, listening, None))
             finally:
-                notifying.cancel()
-                await asyncio.gather(notifying, return_exceptions=True)
+                await end(notifying)
 
 
 def _at(settings: Settings, host: str | None, port: int | None) -> Settings:

@@ -28,7 +28,7 @@ from tracekit.instruments import DatabaseGauges
 from tracekit.queue import Queue
 from tracekit.workers.approvals import load_secret
 from tracekit.workers.depths import DepthReader
-from tracekit.workers.loops import keep
+from tracekit.workers.loops import end, keep
 
 ListenerState = Callable[[], str]
 """Tells what the queue's listener knows of itself."""
@@ -65,9 +65,7 @@ def create_app(
         try:
             yield
         finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            await end(*loops)
             await refusals.close()
 
     app = FastAPI(

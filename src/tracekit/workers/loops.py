@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
@@ -14,6 +15,9 @@ FIRST_REST = 0.1
 LONGEST_REST = 10.0
 """Seconds between tries while something is away; a server that is back is noticed within them."""
 
+AGAIN = 1.0
+"""Seconds until a task that was cancelled, and goes on, is cancelled once more."""
+
 _resting: set[asyncio.Event] = set()
 
 
@@ -21,6 +25,19 @@ def hurry() -> None:
     """End the rests of this process's loops: what they failed for may be back, as one of them has seen."""
     for awake in _resting:
         awake.set()
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks, and return when they are gone.
+
+    Once is not enough: psycopg's pool takes a cancellation that comes while it tests or takes back a connection for a
+    fault of that connection, and goes on.
+    """
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _rest(seconds: float) -> None:

@@ -15,7 +15,7 @@ from tracekit.tracing.instrument import instrument_handlers
 from tracekit.tracing.sdk import TracingHandle
 from tracekit.tracing.shipper import SpanShipper
 from tracekit.workers.depths import DepthReader
-from tracekit.workers.loops import keep
+from tracekit.workers.loops import end, keep
 from tracekit.workers.mode import Mode, Services, UnknownMode, installed_modes
 from tracekit.workers.notifications import Deliverer
 from tracekit.workers.substrate import Substrate
@@ -79,9 +79,7 @@ class Runtime:
                     await worker.run(stop)
                     await asyncio.wait([shipping], timeout=LAST_NEWS)
                 finally:
-                    for task in (*tasks, shipping):
-                        task.cancel()
-                    await asyncio.gather(*tasks, shipping, return_exceptions=True)
+                    await end(*tasks, shipping)
 
     def _loops(self, worker: Worker, http: httpx.AsyncClient) -> list[Loop]:
         substrate, settings = self._substrate, self._substrate.settings

@@ -23,7 +23,7 @@ from tracekit.queue import LeaseLost, Position, Settlement
 from tracekit.queue.claim import BY_AGE_EVERY
 from tracekit.queue.model import Failed, Released
 from tracekit.workers.attempt import Answer, run_attempt
-from tracekit.workers.loops import hurry, keep
+from tracekit.workers.loops import end, hurry, keep
 from tracekit.workers.mode import Mode, Services
 from tracekit.workers.settler import Settler
 
@@ -88,13 +88,10 @@ class Worker:
         try:
             log.info("worker.started", worker=self.id, modes=sorted(self._modes))
             await stop.wait()
-            claiming.cancel()
-            await asyncio.gather(claiming, return_exceptions=True)
+            await end(claiming)
             await self._drain()
         finally:
-            for loop in (claiming, watching, beating, settling):
-                loop.cancel()
-            await asyncio.gather(claiming, watching, beating, settling, return_exceptions=True)
+            await end(claiming, watching, beating, settling)
             self._threads.shutdown(wait=False, cancel_futures=True)
             log.info("worker.stopped", worker=self.id)
 
