@@ -34,6 +34,7 @@ SOME = Notification(
     task_id="01JDB3Y8Z0000000000000000A",
     trace_id="1" * 32,
     requester="rob",
+    data_tier="internal",
     recipient="operator",
     kind="approval",
     urgent=False,
@@ -233,7 +234,7 @@ async def test_a_household_members_own_goes_to_nobodys_phone_P7(phone: Phone, ht
 
 async def test_restricted_content_never_leaves_P8(phone: Phone, http: httpx.AsyncClient) -> None:
     deliver = Deliverer(settings(phone), http)
-    restricted = replace(SOME, title="clinic", body="clinic", data={"data_tier": "restricted", "links": LINKS})
+    restricted = replace(SOME, title="clinic", body="clinic", data_tier="restricted", data={"links": LINKS})
     await deliver(restricted)
     await deliver(replace(restricted, urgent=True))
     with structlog.testing.capture_logs() as lines:

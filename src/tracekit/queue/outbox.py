@@ -31,6 +31,7 @@ class Notification:
     task_id: str
     trace_id: str
     requester: str
+    data_tier: str
     recipient: str
     kind: str
     urgent: bool
@@ -55,7 +56,7 @@ async def deliver_one(
             "  ORDER BY urgent DESC, due_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
             " UPDATE tracekit.outbox AS o SET attempts = attempts + 1, due_at = clock_timestamp() + %s"
             " FROM due, tracekit.tasks AS t WHERE o.id = due.id AND t.id = o.task_id"
-            " RETURNING o.id, o.task_id, t.trace_id, t.requester, o.recipient, o.kind, o.urgent, o.title, o.body,"
+            " RETURNING o.id, o.task_id, t.trace_id, t.requester, t.data_tier, o.recipient, o.kind, o.urgent, o.title, o.body,"
             "   o.data, o.created_at, o.attempts",
             [_LEASE],
         )

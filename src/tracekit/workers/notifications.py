@@ -7,8 +7,8 @@ Who gets what:
 - A notification for the requester goes the operator's way if the requester is an operator. A household member has no
   address in the configuration, so theirs goes to nobody's phone: their surface tells them the task's plain status (P7),
   and the operator's topic is not the place for somebody else's words.
-- Restricted content never leaves (P8). Whoever writes a notice keeps it out; here a notice that says it is restricted
-  loses its title, body and links, and every text loses the credentials in it.
+- Restricted content never leaves (P8). Whoever writes a notice keeps it out; here the notice of a restricted task loses
+  its title, body and links, and every text loses the credentials in it.
 
 Delivery is at least once. On ntfy a repeat replaces what it repeats (`sequence_id`), and so does the next notification
 of the same task: the buttons of an approval go when its outcome comes. Pushover has no key against repeats: a page can
@@ -155,7 +155,7 @@ class Deliverer:
 
 
 class _Message:
-    """A notification as it may be sent: redacted, and without anything if it says that it is restricted."""
+    """A notification as it may be sent: redacted, and without anything if its task is restricted."""
 
     def __init__(self, notification: Notification) -> None:
         data: Mapping[str, Json] = notification.data
@@ -164,7 +164,7 @@ class _Message:
         self.urgent = notification.urgent
         self.links: dict[str, str] = {}
         self.url = ""
-        if data.get("data_tier") == DataTier.RESTRICTED.value:
+        if notification.data_tier == DataTier.RESTRICTED.value:
             self.title = "A restricted task needs you" if notification.urgent else "News of a restricted task"
             self.body = f"See `tracekit tasks show {notification.task_id}`."
             return

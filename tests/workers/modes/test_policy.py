@@ -213,6 +213,7 @@ async def test_a_restricted_notice_says_nothing_of_its_content_P8(driver: Driver
     [notice] = await driver.notices(approval.task_id)
     assert "front_door" not in str({**notice, "data": None})
     assert approval.task_id in notice["body"]
+    assert notice["data"]["links"] == {}
     await approvals.decide(driver.queue, approval, "approve", by="rob")
     await driver.run()
     assert (await driver.reviewed()).summary == "Done."

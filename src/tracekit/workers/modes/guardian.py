@@ -14,6 +14,7 @@ from tracekit.queue.transitions import REVIEW_TTL, review_key
 from tracekit.workers.approvals import (
     KIND,
     Approval,
+    Decision,
     Judgement,
     Verdict,
     approval_key,
@@ -105,6 +106,7 @@ class Guardian(Mode[GuardianInput]):
 
     def _notice(self, approval: Approval) -> Notice:
         """What the operator is told: all of the plan, or of a restricted one nothing but that it waits."""
+        links_of_plan: dict[Decision, str] = {}
         ends = f"Without a decision it expires at {approval.deadline:%Y-%m-%d %H:%M} UTC and is not executed."
         if approval.data_tier is DataTier.RESTRICTED:
             title = "A restricted task waits for your decision"
@@ -114,6 +116,8 @@ class Guardian(Mode[GuardianInput]):
             steps = "\n".join(f"{number}. {step}" for number, step in enumerate(approval.what, 1))
             why = "\n".join(f"- {reason}" for reason in approval.why)
             asked = f"{approval.requester} asked: {plain_text(approval.intent, 300)}"
+            # A restricted plan has none: whoever can read the notification could open the page that shows it.
+            links_of_plan = links(self.services.settings, load_secret(self.services.settings), approval)
             body = plain_text(f"{asked}\nTo be done:\n{steps}\nYou are asked because:\n{why}\n{ends}", 3_000)
         return Notice(
             kind=KIND,
@@ -124,7 +128,7 @@ class Guardian(Mode[GuardianInput]):
                 "trace_id": approval.trace_id,
                 "round": approval.round,
                 "deadline": _stamp(approval.deadline),
-                "links": dict(links(self.services.settings, load_secret(self.services.settings), approval)),
+                "links": links_of_plan,
             },
         )
 
