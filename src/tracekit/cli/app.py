@@ -67,7 +67,10 @@ class App:
     def quieten(self) -> None:
         """Keep the library's own log lines off the screen: a command tells what matters itself."""
         level = logging.DEBUG if self.debug else logging.CRITICAL
-        logging.basicConfig(stream=sys.stderr, level=level, force=True)
+        # The level is the handler's too: some libraries give their loggers one of their own.
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(level)
+        logging.basicConfig(handlers=[handler], level=level, force=True)
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger(level),
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),

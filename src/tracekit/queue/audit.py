@@ -196,7 +196,8 @@ _CHECKS: tuple[LiteralString, ...] = (
         CASE WHEN q.state = 'running' THEN q.attempt - 1 ELSE q.attempt END, d.attempts, m.last_attempt
     ) AS counted) AS c
     WHERE coalesce(p.attempts, 0) <> coalesce(p.last, 0)
-       OR coalesce(p.attempts, 0) <> coalesce(c.counted, greatest(p.attempts, CASE WHEN h.hop < h.last_hop THEN 1 ELSE 0 END))
+       OR coalesce(p.attempts, 0) <> coalesce(
+           c.counted, greatest(p.attempts, CASE WHEN h.hop < h.last_hop THEN 1 ELSE 0 END))
     """,
     """
     SELECT t.id, t.trace_id, 'attempt-doubled', 'attempt ' || e.attempt || ' of hop ' || e.hop || ' ended '

@@ -92,6 +92,7 @@ class Follower:
                 await asyncio.sleep(random.uniform(_FIRST_REST, rest))
                 continue
             failures = 0
+            _heed_cancellation()
             if seen.events:
                 self.seq = seen.events[-1].seq
             yield seen
@@ -102,6 +103,15 @@ class Follower:
                     await self._woken.wait()
             except TimeoutError:
                 pass
+
+
+def _heed_cancellation() -> None:
+    """Raise what `asyncio.wait_for` of Python 3.11, on which psycopg waits, may have lost: a cancellation that comes
+    together with the answer waited for.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _one_line(error: BaseException) -> str:
