@@ -31,12 +31,26 @@ async def template(postgres: ThrowawayServer) -> str:
     return "migrated"
 
 
+_used: list[str] = []
+"""Databases that tests are done with, emptied."""
+
+_EMPTY = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$ BEGIN
+    EXECUTE (SELECT 'TRUNCATE ' || string_agg(format('%I.%I', schemaname, tablename), ', ') || ' RESTART IDENTITY'
+             FROM pg_tables WHERE schemaname = 'tracekit' AND tablename <> 'schema_migrations');
+END $$;
+"""
+
+
 @pytest.fixture
 def dsn(postgres: ThrowawayServer, template: str) -> Iterator[str]:
-    """A fresh, migrated database of the test's own."""
-    made = postgres.create_database(template=template)
-    yield made
-    postgres.drop_database(made)
+    """A migrated database of the test's own, empty."""
+    mine = _used.pop() if _used else postgres.create_database(template=template)
+    yield mine
+    with psycopg.connect(mine, autocommit=True) as connection:
+        connection.execute(_EMPTY)
+    _used.append(mine)
 
 
 @pytest.fixture
