@@ -7,8 +7,6 @@ from collections import Counter
 from datetime import timedelta
 from typing import Any
 
-from psycopg import sql
-
 from tests.queue.driving import AT_ONCE, accept, settle, submission, take
 from tests.support.processes import eventually
 from tracekit.postgres import Pool, connect
@@ -236,22 +234,27 @@ async def test_a_hop_that_moved_on_while_a_claim_was_under_way_is_not_claimed_bl
     """
     await accept(queue, "first")
     moved = await accept(queue, "second")
+    async with pool.connection() as connection:
+        # Whoever looks at a row of the first mode stands still there, its snapshot taken.
+        await connection.execute("ALTER TABLE tracekit.queue RENAME TO queue_rows")
+        await connection.execute(
+            "CREATE FUNCTION pause(mode text) RETURNS boolean LANGUAGE plpgsql AS"
+            " $$BEGIN IF mode = 'first' THEN PERFORM pg_advisory_xact_lock_shared(1); END IF; RETURN true; END$$"
+        )
+        await connection.execute("CREATE VIEW tracekit.queue AS SELECT * FROM tracekit.queue_rows WHERE pause(mode)")
     async with await connect(dsn) as holding, await connect(dsn, autocommit=True) as claiming:
-        # The claim stands still at its first token: its snapshot is taken, the second row not yet looked at.
-        await holding.execute("ALTER SEQUENCE tracekit.lease_token CACHE 1")
-        for name in ("enable_hashjoin", "enable_mergejoin", "enable_sort"):
-            await claiming.execute(sql.SQL("SET {} = off").format(sql.Identifier(name)))
+        await holding.execute("SELECT pg_advisory_xact_lock(1)")
         claimed = asyncio.create_task(claim_hops(claiming, "slow", {"first": 1, "second": 1}, HOUR, by_age=False))
 
         async def stands_still() -> bool:
             async with pool.connection() as connection:
                 cursor = await connection.execute(
-                    "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s", [claiming.info.backend_pid]
+                    "SELECT wait_event FROM pg_stat_activity WHERE pid = %s", [claiming.info.backend_pid]
                 )
-                return await cursor.fetchone() == ("Lock",)
+                return await cursor.fetchone() == ("advisory",)
 
-        await eventually(stands_still, "the claim waits for its token")
-        # Somebody takes the second one and hands it on within its mode. By hand: the tokens are held back.
+        await eventually(stands_still, "the claim stands still")
+        # Somebody takes the second one and hands it on within its mode.
         async with pool.connection() as connection, connection.transaction():
             await connection.execute(
                 "INSERT INTO tracekit.hops (task_id, hop, mode, input, created_at)"
@@ -259,13 +262,13 @@ async def test_a_hop_that_moved_on_while_a_claim_was_under_way_is_not_claimed_bl
                 [moved],
             )
             await connection.execute(
-                "UPDATE tracekit.queue SET hop = 2, token = 5, created_at = clock_timestamp() WHERE task_id = %s",
+                "UPDATE tracekit.queue_rows SET hop = 2, token = 5, created_at = clock_timestamp() WHERE task_id = %s",
                 [moved],
             )
         await holding.rollback()
         told = {position.task_id for position in await claimed}
     async with pool.connection() as connection:
-        cursor = await connection.execute("SELECT task_id FROM tracekit.queue WHERE state = 'running'")
+        cursor = await connection.execute("SELECT task_id FROM tracekit.queue_rows WHERE state = 'running'")
         assert {row[0] for row in await cursor.fetchall()} == told
     if moved not in told:
         assert (await take(queue, "second")).input == 1

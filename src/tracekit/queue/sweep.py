@@ -18,15 +18,16 @@ from tracekit.queue.transitions import close_wait, end_attempt, expire, resume
 
 BATCH = 200
 
+# `statement_timestamp`, not `clock_timestamp`: no index can be searched for what changes while it is searched.
 _EXPIRED: LiteralString = f"""
 SELECT clock_timestamp() AS now, {COLUMNS} FROM tracekit.queue AS q {JOINS}
-WHERE q.expires_at <= clock_timestamp() AND q.state <> 'running'
-ORDER BY q.task_id LIMIT {BATCH} FOR UPDATE OF q SKIP LOCKED
+WHERE q.expires_at <= statement_timestamp() AND q.state <> 'running'
+ORDER BY q.expires_at LIMIT {BATCH} FOR UPDATE OF q SKIP LOCKED
 """
 
 _DUE: LiteralString = f"""
 SELECT clock_timestamp() AS now, w.on_deadline, {COLUMNS} FROM tracekit.queue AS q {JOINS}
-WHERE q.due_at <= clock_timestamp() AND q.state <> 'ready'
+WHERE q.due_at <= statement_timestamp() AND q.state <> 'ready'
 ORDER BY q.due_at LIMIT {BATCH} FOR UPDATE OF q SKIP LOCKED
 """
 

@@ -20,7 +20,7 @@ import structlog
 from tracekit import instruments
 from tracekit.config import WorkerSettings
 from tracekit.queue import LeaseLost, Position, Settlement
-from tracekit.queue.claim import BY_AGE_EVERY
+from tracekit.queue.claim import BY_AGE_EVERY, MOST
 from tracekit.queue.model import Failed, Released
 from tracekit.workers.attempt import Answer, run_attempt
 from tracekit.workers.loops import end, hurry, keep
@@ -119,6 +119,8 @@ class Worker:
             self._backlog |= {mode for mode, count in free.items() if taken[mode] == count}
             for position in positions:
                 self._start(position)
+            if len(positions) >= MOST:
+                self._wake.set()
         try:
             async with asyncio.timeout(self._settings.poll_interval.total_seconds()):
                 await self._wake.wait()
