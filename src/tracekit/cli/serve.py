@@ -68,11 +68,19 @@ def serve(app: App, host: str | None, port: int | None) -> None:
     epilog="""\b
 Examples:
   tracekit demo
+  tracekit demo --keep
+  tracekit demo --json 2>/dev/null | jq .ok
 """
 )
-@pass_app
+@click.option("--keep", is_flag=True, help="Keep its directory, and say how to look around in it.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print what became of each step as JSON; the telling goes to stderr."
+)
 @click.pass_context
-def demo(ctx: click.Context, app: App) -> None:
-    """Do the main job on real input, in under a minute and on a throw-away database."""
+def demo(ctx: click.Context, keep: bool, as_json: bool) -> None:
+    """Do the main job on real input, in under a minute and on a throw-away database.
+
+    Exits with 1 where any step did not do what it said.
+    """
     show = importlib.import_module("tracekit.demo")
-    ctx.exit(show.run())
+    ctx.exit(show.run(keep=keep, as_json=as_json))
