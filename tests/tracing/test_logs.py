@@ -49,7 +49,7 @@ def lines() -> Iterator[Lines]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     logged = Lines()
-    configure_logging("json", "debug", stream=logged.stream)
+    configure_logging("json", "info", stream=logged.stream)
     yield logged
     root.handlers[:] = handlers
     root.setLevel(level)

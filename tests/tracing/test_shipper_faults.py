@@ -10,11 +10,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.faults.breaking import BreakableServer, pgbouncer
 from tests.support.otlp import OtlpReceiver
 from tests.support.postgres import ThrowawayServer
 from tests.tracing.shippers import process, running, shipper
 from tests.tracing.writing import write_many
-from tracekit.postgres import Pool, connect, default_provider
+from tracekit.postgres import Pool, connect, default_provider, migrate
 from tracekit.tracing.otlp import Collector
 from tracekit.tracing.shipping import Turn, shipping_state
 
@@ -109,6 +110,49 @@ async def test_t6_a_lost_connection_is_made_anew(
         await asyncio.to_thread(receiver.wait, spans=4)
     assert receiver.times_received() == dict.fromkeys(places, 1)
     assert sender.failures >= 1
+
+
+async def test_t6_an_immediate_stop_of_postgresql_repeats_at_most_the_batch_under_way(
+    receiver: OtlpReceiver, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    with ThrowawayServer() as server:
+        dsn = server.create_database()
+        await migrate(dsn)
+        connection = await connect(dsn, autocommit=True)
+        places = await write_many(connection, 40, transactions=5)
+        await connection.close()
+        async with running(shipper(dsn, collector, batch_rows=50)) as sender:
+            await asyncio.to_thread(receiver.wait, spans=200)
+            receiver.answer("keep-and-hang")
+            connection = await connect(dsn, autocommit=True)
+            places += await write_many(connection, 100)
+            await connection.close()
+            await asyncio.to_thread(receiver.wait, spans=250)
+            breakable = BreakableServer(server)
+            await breakable.stop()
+            receiver.answer("ok")
+            await breakable.start()
+            await asyncio.to_thread(receiver.wait, spans=350)
+        assert sender.failures >= 1
+    times = receiver.times_received()
+    assert set(times) == set(places)
+    assert [place for place in places if times[place] > 1] == places[200:250]
+
+
+async def test_t6_each_once_through_a_pooler_in_transaction_mode(
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEKIT_POOLER", "transaction")
+    async with (
+        pgbouncer(dsn) as pooled,
+        running(shipper(pooled, collector, batch_rows=7)),
+        running(shipper(pooled, collector, batch_rows=11)),
+        pool.connection() as connection,
+    ):
+        places = await write_many(connection, 3, transactions=100)
+        await asyncio.to_thread(receiver.wait, spans=300)
+    assert receiver.times_received() == dict.fromkeys(places, 1)
 
 
 async def test_t6_a_restored_dump_is_shipped_on_from_where_it_was(

@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 from urllib.parse import quote
@@ -51,6 +52,9 @@ _PATTERNS: Final = (
     ),
 )
 
+# Most text has none of what a pattern above cannot do without, and so is looked through once.
+_HINT: Final = re.compile(r"[=:]|bearer", re.IGNORECASE)
+
 _SHORTEST_ANYWHERE: Final = 6
 """Characters. A shorter secret is found only where it is the whole text: inside other words it would be everywhere."""
 
@@ -79,11 +83,13 @@ def redact_text(text: str) -> str:
         return REDACTED
     if _anywhere_pattern is not None:
         text = _anywhere_pattern.sub(REDACTED, text)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
+    if _HINT.search(text):
+        for pattern, replacement in _PATTERNS:
+            text = pattern.sub(replacement, text)
     return text
 
 
+@lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether what goes by this name is a credential."""
     words = _words(name)
