@@ -43,11 +43,27 @@ END $$;
 """
 
 
+_SHAPE = """
+SELECT string_agg(relkind || relname, ' ' ORDER BY relname), (SELECT count(*) FROM tracekit.schema_migrations)
+FROM pg_class WHERE relnamespace = 'tracekit'::regnamespace
+"""
+"""What a test that broke the schema on purpose leaves different."""
+
+
+def _shape(dsn: str) -> object:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(_SHAPE).fetchone()
+
+
 @pytest.fixture
 def dsn(postgres: ThrowawayServer, template: str) -> Iterator[str]:
     """A migrated database of the test's own, empty."""
     mine = _used.pop() if _used else postgres.create_database(template=template)
+    shape = _shape(mine)
     yield mine
+    if _shape(mine) != shape:
+        postgres.drop_database(mine)
+        return
     with psycopg.connect(mine, autocommit=True) as connection:
         connection.execute(_EMPTY)
     _used.append(mine)
