@@ -47,9 +47,11 @@ class Settler:
         batch = self._waiting[:MOST]
         try:
             lost = await self._write([settlement for settlement, _ in batch])
-        except psycopg.DataError as error:
-            # One of them holds what no table takes: find it, so that the others do not fail with it.
-            await self._one_by_one(batch, error)
+        except Exception as error:
+            if _passes(error):
+                raise
+            # One of them holds what cannot be written: find it, so that the others do not fail with it.
+            await self._one_by_one(batch)
             return
         self._written(batch, lost)
 
@@ -59,19 +61,40 @@ class Settler:
             self._some.clear()
         for settlement, done in batch:
             if not done.done():
-                done.set_result(settlement.position.token not in lost)
+                done.set_result(id(settlement) not in lost)
 
-    async def _one_by_one(
-        self, batch: Sequence[tuple[Settlement, asyncio.Future[bool]]], error: psycopg.DataError
-    ) -> None:
+    async def _one_by_one(self, batch: Sequence[tuple[Settlement, asyncio.Future[bool]]]) -> None:
         for settlement, done in batch:
             try:
                 lost = await self._write([settlement])
-            except psycopg.DataError as refused:
-                log.error("settlement.refused", task_id=settlement.position.task_id, error=str(refused))
-                plain = Failed("InvalidOutcome", f"the outcome cannot be stored: {type(refused).__name__}")
-                lost = await self._write([Settlement(settlement.position, plain)])
+            except Exception as refused:
+                if _passes(refused):
+                    raise
+                lost = await self._refuse(settlement, refused)
             self._written([(settlement, done)], lost)
 
+    async def _refuse(self, settlement: Settlement, refused: Exception) -> set[int]:
+        log.error("settlement.refused", task_id=settlement.position.task_id, error=str(refused)[:300])
+        plain = Failed("InvalidOutcome", f"the outcome cannot be stored: {type(refused).__name__}")
+        try:
+            lost = await self._write([Settlement(settlement.position, plain)])
+        except Exception as error:
+            if _passes(error):
+                raise
+            # Whatever this is, it must not hold up the others; the sweep ends the attempt with its lease.
+            log.error("settlement.impossible", task_id=settlement.position.task_id, error=str(error)[:300])
+            return {id(settlement)}
+        return {id(settlement)} if lost else set()
+
     async def _write(self, settlements: Sequence[Settlement]) -> set[int]:
-        return {settlement.position.token for settlement in await self._queue.settle(settlements)}
+        """The `id` of each that was lost."""
+        return {id(settlement) for settlement in await self._queue.settle(settlements)}
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same write may succeed later: the database is away, too slow, or somebody stood in the way. All else
+    is the fault of what is written. PostgreSQL counts its limits (class 54) among the operational errors.
+    """
+    if isinstance(error, psycopg.OperationalError):
+        return not (error.sqlstate or "").startswith("54")
+    return isinstance(error, psycopg.InterfaceError | TimeoutError | OSError)
