@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Effectful(Mode[Work]):
     input_type = Work
 
     def run(self, hop: Hop[Work]) -> Outcome:
-        steps = [hop.blocking.effect(step, lambda step=step: write_ledger(hop, step)) for step in ("a", "b", "c")]
+        steps = [hop.blocking.effect(step, partial(write_ledger, hop, step)) for step in ("a", "b", "c")]
         return Done(summary="; ".join(steps))
 
 

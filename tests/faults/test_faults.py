@@ -213,7 +213,7 @@ class Story:
         return look
 
     async def _nothing_left(self) -> bool:
-        return await value(self.pool, "SELECT count(*) FROM tracekit.tasks WHERE state IN ('open', 'dead')") == 0
+        return not await rows(self.pool, "SELECT FROM tracekit.tasks WHERE state IN ('open', 'dead')")
 
 
 async def check_tasks(pool: Pool, story: Story, ledger: Path) -> None:

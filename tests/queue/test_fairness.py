@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from tests.faults.modes import Fast
+from tests.faults.running import running
 from tests.queue.driving import LEASE, accept, settle, submission, take
 from tests.support.processes import eventually
+from tracekit.config import WorkerSettings
 from tracekit.envelope import Priority
 from tracekit.postgres import Pool
 from tracekit.queue import Done, HandOff, Park, Queue, RetryLater
@@ -36,6 +39,24 @@ async def test_under_endless_urgent_load_a_low_task_is_claimed_within_the_bound_
         )
     assert number == bound
     assert low in {position.task_id for position in claimed}
+
+
+async def test_a_worker_claims_by_age_now_and_then_Q6(queue: Queue, pool: Pool, dsn: str) -> None:
+    low = await accept(queue, "fast", priority=Priority.LOW)
+    await queue.enqueue([submission("fast", priority=Priority.URGENT) for _ in range(60)])
+    one_by_one = WorkerSettings(concurrency=1, poll_interval=timedelta(milliseconds=50))
+    async with running(dsn, [Fast], one_by_one):
+
+        async def all_done() -> bool:
+            async with pool.connection() as connection:
+                cursor = await connection.execute("SELECT count(*) FROM tracekit.queue")
+                return await cursor.fetchone() == (0,)
+
+        await eventually(all_done, "all are done")
+    async with pool.connection() as connection:
+        cursor = await connection.execute("SELECT task_id FROM tracekit.events WHERE kind = 'task.ended' ORDER BY seq")
+        order = [row[0] for row in await cursor.fetchall()]
+    assert order.index(low) < BY_AGE_EVERY
 
 
 async def test_a_task_past_its_ttl_is_never_claimed_in_whatever_state_Q7(queue: Queue, pool: Pool) -> None:

@@ -77,9 +77,7 @@ async def test_a_signal_against_an_expiring_deadline_has_one_winner_Q14_P6(queue
 async def test_the_same_signal_from_many_counts_once_Q14(queue: Queue) -> None:
     task_id = await accept(queue)
     await settle(queue, await take(queue), Park("ci", "ci:1", HOUR))
-    sent = await asyncio.gather(
-        *(queue.signal("ci:1", {"n": n}, dedupe_key="run", sent_by="github") for n in range(8))
-    )
+    sent = await asyncio.gather(*(queue.signal("ci:1", {"n": n}, dedupe_key="run", sent_by="github") for n in range(8)))
     assert sorted(one.accepted for one in sent) == [False] * 7 + [True]
     assert [one.resumed for one in sent if one.accepted] == [[task_id]]
     assert len({one.first.payload["n"] for one in sent}) == 1
