@@ -19,8 +19,9 @@ from tests.faults.running import running
 from tests.queue.driving import accept, settle, submission, take
 from tests.support.processes import eventually
 from tracekit.config import WorkerSettings
-from tracekit.postgres import Pool, open_pool
+from tracekit.postgres import Pool, connect, open_pool
 from tracekit.queue import Done, Park, Queue, Settlement, Submission
+from tracekit.queue.enqueue import enqueue
 from tracekit.queue.listener import ListenerState
 from tracekit.queue.notify import Notifier
 from tracekit.workers.mode import Mode
@@ -212,3 +213,36 @@ async def test_every_call_has_a_time_limit_Q10(dsn: str, queue: Queue) -> None:
         await pool.close()
     # Nothing of it was written, or it was written whole.
     assert await settle(queue, position, Park("ci", "k", timedelta(hours=1)))
+
+
+async def test_a_worker_told_to_stop_while_the_database_hangs_goes_Q10_Q13(dsn: str) -> None:
+    async with proxied(dsn) as (around, proxy):
+        async with running(around, [Fast], QUICK, test_interval=INTERVAL, test_timeout=TIMEOUT) as here:
+            await eventually(becomes(here, ListenerState.LISTENING), "it listens")
+            proxy.hang()
+            # By then a claim has been under way for some polls.
+            await eventually(becomes(here, ListenerState.POLLING), "it hears nothing any more")
+            began = time.monotonic()
+        took = time.monotonic() - began
+        print(f"gone {took:.1f} s after it was told (grace 2 s)")
+        assert took < 2 + 10
+
+
+async def test_what_a_claim_takes_while_its_worker_is_told_to_stop_is_given_back_Q13(
+    queue: Queue, pool: Pool, dsn: str
+) -> None:
+    async with running(dsn, [Fast], PATIENT) as here, await connect(dsn) as holding:
+        await eventually(becomes(here, ListenerState.LISTENING), "it listens")
+        await holding.execute("LOCK TABLE tracekit.queue IN SHARE MODE")
+        # Wakes the worker, whose claim then waits for the lock.
+        here.worker.wake([])
+
+        async def claim_waits() -> bool:
+            waiting = "SELECT FROM pg_stat_activity WHERE wait_event = 'relation' AND query LIKE '%%picked%%'"
+            return bool(await rows(pool, waiting))
+
+        await eventually(claim_waits, "the claim waits")
+        [receipt] = await enqueue(holding, [submission("fast")])
+        here.stop.set()
+        await holding.commit()
+    assert await state(pool, receipt.task_id) in ("ready", "done")

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -66,6 +67,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._notified: float | None = None
         self._claims = 0
+        self._under_way: asyncio.Future[list[Position]] | None = None
         self._held_at = time.monotonic()
 
     def wake(self, items: list[dict[str, Any]]) -> None:
@@ -106,12 +108,11 @@ class Worker:
             self._claims += 1
             by_age = self._claims % BY_AGE_EVERY == 0
             # Shielded: what the database has given out must not be forgotten because the worker was told to stop.
-            claim = asyncio.ensure_future(self._queue.claim(self.id, free, self._settings.lease, by_age=by_age))
-            try:
-                positions = await asyncio.shield(claim)
-            except asyncio.CancelledError:
-                await self._give_back(await claim)
-                raise
+            self._under_way = asyncio.ensure_future(
+                self._queue.claim(self.id, free, self._settings.lease, by_age=by_age)
+            )
+            positions = await asyncio.shield(self._under_way)
+            self._under_way = None
             if notified is not None and positions:
                 instruments.NOTIFY_TO_CLAIM.observe(time.monotonic() - notified)
             taken = Counter(position.mode for position in positions)
@@ -221,6 +222,7 @@ class Worker:
 
     async def _drain(self) -> None:
         log.info("worker.draining", worker=self.id, in_flight=len(self._running))
+        returning = asyncio.create_task(self._return_late_claim())
         await self._all_gone(self._settings.grace)
         for running in list(self._running.values()):
             if not running.settling:
@@ -231,11 +233,20 @@ class Worker:
             log.warning("handler.deaf", task_id=position.task_id, mode=position.mode)
         try:
             async with asyncio.timeout(self._settings.grace.total_seconds()):
+                await asyncio.shield(returning)
                 await self._give_back(deaf)
                 # What was given back is another worker's to take up now, not at its next poll.
                 await self._queue.notifier.flush()
         except (TimeoutError, psycopg.Error):
             log.warning("worker.drain_incomplete", worker=self.id, in_flight=len(self._running))
+        finally:
+            await end(returning)
+
+    async def _return_late_claim(self) -> None:
+        """Give back what a claim that was under way at the stop has taken."""
+        if self._under_way is not None:
+            with suppress(TimeoutError, psycopg.Error):  # it came to nothing, or its leases end by themselves
+                await self._give_back(await self._under_way)
 
     async def _give_back(self, positions: Sequence[Position]) -> None:
         await asyncio.gather(*(self._settler.settle(Settlement(position, Released())) for position in positions))
