@@ -403,10 +403,17 @@ class Show:
 def _program() -> str:
     """How the reader called tracekit, to be copied."""
     called = sys.argv[0]
-    if os.path.basename(called) != "tracekit" or not os.access(called, os.X_OK):
-        return f"{os.path.relpath(sys.executable)} -m tracekit"
-    found = shutil.which("tracekit")
-    return "tracekit" if found and os.path.samefile(found, called) else os.path.relpath(called)
+    if os.path.basename(called) == "tracekit" and os.access(called, os.X_OK):
+        return _copied(called)
+    return f"{_copied(sys.executable)} -m tracekit"
+
+
+def _copied(program: str) -> str:
+    """A program's name where that is enough, else the shorter of its paths."""
+    found = shutil.which(os.path.basename(program))
+    if found and os.path.samefile(found, program):
+        return os.path.basename(program)
+    return min(os.path.relpath(program), os.path.abspath(program), key=len)
 
 
 @contextmanager
