@@ -43,21 +43,24 @@ async def filled(pool: Pool) -> Pool:
     return pool
 
 
-STATEMENTS: list[tuple[str, LiteralString, dict[str, Any], set[str]]] = [
+# Name, statement, parameters, the indexes it must use, and the pages it may touch (of some 700 in queue and hops).
+STATEMENTS: list[tuple[str, LiteralString, dict[str, Any], set[str], int]] = [
     (
         "claim",
         claim._BY_PRIORITY,
         {"modes": ["m1", "m2"], "limits": [4, 4], "worker": "w", "lease": timedelta(minutes=1)},
         {"queue_ready"},
+        300,
     ),
     (
         "claim by age",
         claim._BY_AGE,
         {"modes": ["m1", "m2"], "limits": [4, 4], "worker": "w", "lease": timedelta(minutes=1)},
         {"queue_ready_by_age"},
+        300,
     ),
-    ("sweep for ttls", sweep._EXPIRED, {}, {"queue_expiring"}),
-    ("sweep for what is due", sweep._DUE, {}, {"queue_due"}),
+    ("sweep for ttls", sweep._EXPIRED, {}, {"queue_expiring"}, 20),
+    ("sweep for what is due", sweep._DUE, {}, {"queue_due"}, 20),
     (
         "heartbeat",
         claim._HEARTBEAT,
@@ -70,6 +73,7 @@ STATEMENTS: list[tuple[str, LiteralString, dict[str, Any], set[str]]] = [
             "listener": "listening",
         },
         {"queue_pkey"},
+        60,
     ),
 ]
 
@@ -82,7 +86,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("generic", [False, True], ids=["as executed first", "as prepared"])
 async def test_claim_sweep_and_heartbeat_read_by_index_Q12(filled: Pool, generic: bool) -> None:
-    for name, statement, parameters, indexes in STATEMENTS:
+    for name, statement, parameters, indexes, most in STATEMENTS:
         # Prepared statements may be planned without their values: psycopg prepares what is repeated.
         async with filled.connection() as connection, connection.transaction(force_rollback=True):
             mode = "force_generic_plan" if generic else "force_custom_plan"
@@ -100,5 +104,5 @@ async def test_claim_sweep_and_heartbeat_read_by_index_Q12(filled: Pool, generic
         assert used >= indexes, (name, used)
         pages = explained[0]["Plan"]["Shared Hit Blocks"] + explained[0]["Plan"]["Shared Read Blocks"]
         print(f"{name}: {pages} pages, {sorted(used)}")
-        # Not only the right nodes: a partial scan of a whole index would be right nodes too.
-        assert pages < 400, name
+        # Not only the right nodes: an index that is read from end to end is a right node too.
+        assert pages < most, name
