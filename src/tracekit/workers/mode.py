@@ -16,7 +16,7 @@ and looks like this::
 
         async def run(self, hop: Hop[Text]) -> Outcome:
             french = await hop.effect("translate", lambda: translate(hop.input.text))
-            return HandOff("reviewer", Text(text=french))
+            return Done(summary=french)
 
 `run` may also be a plain function: it then runs in a thread, and calls `hop.blocking.effect(...)`.
 """
