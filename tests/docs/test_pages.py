@@ -125,6 +125,7 @@ def test_the_unit_file_is_one(tmp_path: Path) -> None:
     parsed.optionxform = str  # type: ignore[assignment, method-assign]
     parsed.read_string(unit)
     assert parsed["Service"]["ExecStart"].endswith("tracekit up")
+    assert parsed["Service"]["KillMode"] == "process", "the embedded server would be killed with its last user"
     stop = timedelta(seconds=int(parsed["Service"]["TimeoutStopSec"]))
     assert stop > config.WorkerSettings().grace, "systemd would kill what still drains"
 

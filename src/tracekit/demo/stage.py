@@ -118,6 +118,9 @@ class Stage:
             "TRACEKIT_CONFIG": str(self.config),
             "PYTHONUNBUFFERED": "1",
         }
+        # A proxy of the reader's is no way to this machine.
+        for name in ("NO_PROXY", "no_proxy"):
+            self.environment[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
         self.environment.pop("TRACEPARENT", None)
         self._http = httpx.Client(timeout=10, trust_env=False)
 
