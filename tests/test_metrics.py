@@ -72,9 +72,10 @@ def test_names_follow_the_conventions() -> None:
 
 def test_exemplars_are_in_openmetrics_only() -> None:
     trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    instruments.HOP_QUEUE_WAIT.labels("planner").observe(0.3, instruments.exemplar(trace_id, span_id))
+    instruments.HOP_QUEUE_WAIT.labels("only-here").observe(0.3, instruments.exemplar(trace_id, span_id))
     buckets = families(OPENMETRICS)[metrics.HOP_QUEUE_WAIT.name].samples
-    (exemplar,) = [sample.exemplar for sample in buckets if sample.exemplar]
+    mine = [sample for sample in buckets if sample.labels.get("mode") == "only-here"]
+    (exemplar,) = [sample.exemplar for sample in mine if sample.exemplar]
     assert exemplar.labels == {"trace_id": trace_id, "span_id": span_id}
     assert trace_id not in exposition("")[0].decode()
 

@@ -25,7 +25,7 @@ from tests.queue.driving import AT_ONCE, submission
 from tracekit.envelope import Priority
 from tracekit.postgres import Pool, open_pool
 from tracekit.queue import Done, GiveUp, HandOff, Park, Position, Queue, RetryLater, Settlement
-from tracekit.queue.audit import audit
+from tracekit.queue.audit import Finding, audit
 from tracekit.queue.model import Ending, Failed, Released
 
 _examples = itertools.count()
@@ -75,14 +75,16 @@ class HopLife(RuleBasedStateMachine):
         return self.runner.run(coroutine)
 
     def teardown(self) -> None:
-        report = self.run(self._audit())
-        self.run(self.pool.close())
-        self.runner.close()
-        assert not report, report
+        try:
+            findings = self.run(self._audit())
+            self.run(self.pool.close())
+        finally:
+            self.runner.close()
+        assert not findings
 
-    async def _audit(self) -> Any:
+    async def _audit(self) -> list[Finding]:
         async with self.pool.connection() as connection:
-            return (await audit(connection, task_ids=list(self.tasks))).findings
+            return [found async for found in audit(connection) if isinstance(found, Finding)]
 
     def key(self, number: int) -> str:
         return f"{self.first_mode}:{number}"

@@ -44,7 +44,7 @@ END $$;
 
 
 _SHAPE = """
-SELECT string_agg(relkind || relname, ' ' ORDER BY relname), (SELECT count(*) FROM tracekit.schema_migrations)
+SELECT string_agg(relkind::text || relname, ' ' ORDER BY relname), (SELECT count(*) FROM tracekit.schema_migrations)
 FROM pg_class WHERE relnamespace = 'tracekit'::regnamespace
 """
 """What a test that broke the schema on purpose leaves different."""
