@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import tracekit
+from tracekit import instruments
 from tracekit.errors import TracekitError
 from tracekit.postgres import connect
 from tracekit.tracing.otlp import Answer, AnsweringExporter, Collector
@@ -234,6 +235,7 @@ class SpanShipper:
         """Counts a failure; seconds to wait before the next try."""
         self.failures += 1
         self._in_a_row += 1
+        instruments.SPAN_EXPORT_FAILURES.inc()
         self.last_error = str(error) or type(error).__name__
         # One line when it begins; the exporter logs each try.
         if self._in_a_row == 1:
