@@ -9,17 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from tests.docs.console import Shell, commands
+from tests.support.programs import require_program
 from tracekit.postgres import EmbeddedServer
 
 
 def run_document(page: Path, tmp_path: Path, **more: str) -> None:
     """Run all its console blocks in order, as one reader would. `more` goes into the environment."""
-    for program in ("bash", "curl"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed; on Debian or Ubuntu: apt-get install {program}")
+    require_program("curl")
     # Short enough for a socket, and open to the server's user when root runs the tests.
     data = Path(tempfile.mkdtemp(prefix="tk-", dir="/tmp"))
     data.chmod(0o711)

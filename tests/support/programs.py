@@ -19,6 +19,7 @@ class Program:
 PROGRAMS = {
     "alertmanager": Program(("alertmanager", "prometheus-alertmanager"), "prometheus-alertmanager"),
     "amtool": Program(("amtool",), "prometheus-alertmanager"),
+    "curl": Program(("curl",), "curl"),
     "pgbouncer": Program(("pgbouncer",), "pgbouncer"),
     "prometheus": Program(("prometheus",), "prometheus"),
     "promtool": Program(("promtool",), "prometheus"),
