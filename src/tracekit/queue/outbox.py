@@ -52,7 +52,7 @@ async def deliver_one(
     """Take one due notification, deliver it outside any transaction, and record how that went."""
     async with connect() as connection, connection.cursor(row_factory=class_row(Notification)) as cursor:
         await cursor.execute(
-            "WITH due AS (SELECT id FROM tracekit.outbox WHERE due_at <= clock_timestamp()"
+            "WITH due AS (SELECT id FROM tracekit.outbox WHERE due_at <= now()"
             "  ORDER BY urgent DESC, due_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
             " UPDATE tracekit.outbox AS o SET attempts = attempts + 1, due_at = clock_timestamp() + %s"
             " FROM due, tracekit.tasks AS t WHERE o.id = due.id AND t.id = o.task_id"
