@@ -74,6 +74,9 @@ def create_app(
         redirect_slashes=False,
         # Bodies are read and checked by hand, so that a refusal lists every fault; a generated page would know nothing.
         openapi_url=None,
+        # Its spans would hold the address, which in an approval link is the credential, and there would be one for
+        # each probe and for each request of a flood. What is worth a span here is written with its task or refusal.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.ingress = Ingress(
         settings=settings,
