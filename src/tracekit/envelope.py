@@ -8,9 +8,8 @@ is a fault, and all faults are listed at once.
 from __future__ import annotations
 
 import json
-import re
 from datetime import timedelta
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
@@ -44,7 +43,7 @@ class Origin(StrEnum):
 
 
 class Priority(StrEnum):
-    """How soon a task is wanted. The queue claims `urgent` first."""
+    """How soon a task is wanted, in the order of their ranks. The queue claims `urgent` first."""
 
     LOW = "low"
     NORMAL = "normal"
@@ -54,16 +53,7 @@ class Priority(StrEnum):
     @property
     def rank(self) -> int:
         """The number kept in the database: 0 for low to 3 for urgent."""
-        return PriorityRank[self.name].value
-
-
-class PriorityRank(IntEnum):
-    """Priorities as the database orders them."""
-
-    LOW = 0
-    NORMAL = 1
-    HIGH = 2
-    URGENT = 3
+        return list(Priority).index(self)
 
 
 class DataTier(StrEnum):
@@ -83,7 +73,7 @@ def _storable(value: str) -> str:
 
 
 def _ulid(value: str) -> str:
-    if not re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", value):
+    if not ids.is_task_id(value):
         raise ValueError("must be a ULID: 26 characters of Crockford's base 32")
     return value
 

@@ -8,9 +8,12 @@ processes that describe the same attempt can only describe it under the same id.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 
 from ulid import ULID
+
+_TASK_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
 def new_task_id() -> str:
@@ -18,11 +21,23 @@ def new_task_id() -> str:
     return str(ULID())
 
 
+def is_task_id(text: str) -> bool:
+    """Whether `text` has the form of a task id: 26 characters of Crockford's base 32, no more than 128 bits."""
+    return _TASK_ID.fullmatch(text) is not None
+
+
 def new_trace_id() -> str:
     """A new W3C trace id: 16 random bytes in lower-case hex, not all zero."""
     while (trace_id := secrets.token_hex(16)) == "0" * 32:
         pass
     return trace_id
+
+
+def new_span_id() -> str:
+    """A new W3C span id, for a span that follows from nothing: 8 random bytes in lower-case hex, not all zero."""
+    while (span_id := secrets.token_hex(8)) == "0" * 16:
+        pass
+    return span_id
 
 
 def traceparent(trace_id: str, span_id: str) -> str:

@@ -81,7 +81,7 @@ async def announce(queue: Queue) -> None:
     """Wake the workers for what the command has just committed. Failing costs no more than a poll interval."""
     with suppress(Exception):
         async with asyncio.timeout(ANNOUNCE_S):
-            await queue.notifier.round()
+            await queue.notifier.flush()
 
 
 class ListingGroup(click.Group):

@@ -67,16 +67,12 @@ Examples:
 @pass_app
 def start(app: App) -> None:
     """Start the embedded server and keep it running until `tracekit db stop`."""
-    _embedded(app)
+    server = _embedded(app)
     pid = keeper.start(app.settings.data_home)
     if pid is None:
         click.echo("The server is kept running already.")
         return
-
-    async def command() -> None:
-        await migrate(EmbeddedServer(app.settings.data_home).dsn)
-
-    asyncio.run(command())
+    asyncio.run(migrate(server.dsn))
     click.echo("The server runs, until `tracekit db stop`.")
 
 

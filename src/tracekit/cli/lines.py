@@ -26,7 +26,7 @@ _ENDED = {
 def line(task: Task, event: Event) -> str:
     """The event in one line: its number, when (and how long after the task's acceptance), where, and what."""
     since = duration(event.at - task.created_at)
-    where = f"{event.mode or '-'}"
+    where = event.mode or "-"
     return f"{event.seq} {timestamp(event.at)} +{since} {where}: {one_line(_what(event))}"
 
 

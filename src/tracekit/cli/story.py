@@ -89,7 +89,6 @@ class Story:
     """A task's whole way so far. Lines are added once each, in order; `at` says how it stands."""
 
     def __init__(self) -> None:
-        self.hops: list[HopStory] = []
         self.events: list[Event] = []
 
     def add(self, events: Iterable[Event]) -> None:

@@ -20,19 +20,17 @@ from tracekit.workers import incidents
 
 router = APIRouter()
 
-SURFACE = "alertmanager"
-
 
 @router.post("/ingress/alertmanager")
 async def receive(request: Request) -> Response:
     """Accept a group: 200 with what became of its members."""
     ingress, exchange = ingress_of(request), exchange_of(request)
     caller = ingress.identify(request)
-    if caller.surface != SURFACE and caller.origin is not Origin.OBSERVER:
+    if caller.surface != incidents.SURFACE and caller.origin is not Origin.OBSERVER:
         raise Refused(
             Reason.FORBIDDEN,
             f"the token is for the surface {caller.surface}",
-            hint=f"give Alertmanager a token of its own, for the surface {SURFACE} with the origin observer",
+            hint=f"give Alertmanager a token of its own, for the surface {incidents.SURFACE} with the origin observer",
         )
     ingress.require_room()
     body = await ingress.json(request)

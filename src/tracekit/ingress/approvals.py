@@ -6,7 +6,6 @@ The answers are made for ntfy, whose button takes any 2xx for success: a repeate
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tracekit import ids
 from tracekit.config import Settings
 from tracekit.envelope import EnvelopeError, Seconds, Text, parse
 from tracekit.ingress import pages
@@ -31,7 +31,6 @@ from tracekit.workers.approvals import Approval, ApprovalRefused, Claimed, Decid
 router = APIRouter()
 
 _ALWAYS = datetime.min.replace(tzinfo=UTC)
-_TASK_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _HINT = "`tracekit approvals` lists what waits for a decision"
 
 Found = TypeVar("Found")
@@ -171,7 +170,7 @@ async def decide(request: Request, task_id: str) -> Response:
 async def _latest(ingress: Ingress, task_id: str, wanted: OperatorDecision) -> Claimed:
     """The task's last round of asking, which must be about the plan that the operator means."""
     row: tuple[str, str, datetime] | None = None
-    if _TASK_ID.fullmatch(task_id):
+    if ids.is_task_id(task_id):
 
         async def read() -> tuple[str, str, datetime] | None:
             async with ingress.queue.connection() as connection:

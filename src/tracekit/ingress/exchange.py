@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -22,12 +21,6 @@ SCOPE_KEY = "tracekit.exchange"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
 
-def _new_span_id() -> str:
-    while (span_id := secrets.token_hex(8)) == "0" * 16:
-        pass
-    return span_id
-
-
 @dataclass(slots=True)
 class Exchange:
     """What is known of a request from its head on."""
@@ -37,7 +30,7 @@ class Exchange:
     """The caller's place in its trace, where it gave one."""
     trace_id: str
     """The caller's trace, or a new one."""
-    span_id: str = field(default_factory=_new_span_id)
+    span_id: str = field(default_factory=ids.new_span_id)
     """Of the request's own span, should it be refused."""
     began: float = field(default_factory=time.monotonic)
     caller: Caller | None = None

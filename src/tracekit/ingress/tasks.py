@@ -25,7 +25,6 @@ router = APIRouter()
 PAGE = 1_000
 """Events in one answer; `links.next` leads to the others."""
 
-_TASK_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _KEY = "idempotency_key"
 
 
@@ -69,7 +68,7 @@ async def show(request: Request, task_id: str) -> Response:
     caller = ingress.identify(request)
     since = _since(request)
     missing = Refused(Reason.NOT_FOUND, "there is no such task", hint="the answer to POST /v1/tasks has the id")
-    if not _TASK_ID.fullmatch(task_id):
+    if not ids.is_task_id(task_id):
         raise missing
     try:
         task = await ask(lambda: ingress.queue.task(task_id), patience=ingress.patience)

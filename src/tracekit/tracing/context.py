@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tracekit import ids
+
 _TRACEPARENT = re.compile(
     r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(?P<more>-.*)?"
 )
@@ -24,7 +26,7 @@ class TraceContext:
     @property
     def traceparent(self) -> str:
         """The W3C header. The sampled flag is always set: task spans are never sampled away."""
-        return f"00-{self.trace_id}-{self.span_id}-01"
+        return ids.traceparent(self.trace_id, self.span_id)
 
     def headers(self) -> dict[str, str]:
         """HTTP headers for a request to another service (W3C Trace Context)."""

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
+from tracekit.tracing import semconv
+
 
 class SpanKind(IntEnum):
     """OTLP's numbers (opentelemetry/proto/trace/v1/trace.proto, `Span.SpanKind`)."""
@@ -72,7 +74,7 @@ class Span:
             "status_message": self.status_message,
             "attributes": {name: value for name, value in self.attributes.items() if value is not None},
             "links": [
-                {"trace_id": link.trace_id, "span_id": link.span_id, "attributes": {"tracekit.link": link.why}}
+                {"trace_id": link.trace_id, "span_id": link.span_id, "attributes": {semconv.LINK: link.why}}
                 for link in self.links
             ],
         }

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ulid import ULID
 
 from tracekit.config import ConfigError, Settings
-from tracekit.envelope import DataTier
+from tracekit.envelope import DataTier, Priority
 from tracekit.errors import TracekitError
 from tracekit.queue import Position, Queue, TaskNotFound
 from tracekit.queue.model import Json, Signal
@@ -308,7 +308,7 @@ def _approval(row: dict[str, Any]) -> Approval:
         plan=data["plan"],
         requester=row["requester"],
         intent=row["intent"],
-        urgent=row["priority"] == 3,
+        urgent=row["priority"] == Priority.URGENT.rank,
         opened_at=row["opened_at"],
         deadline=row["deadline"],
         round=data["round"],

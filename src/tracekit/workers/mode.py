@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tracekit.config import Settings
 from tracekit.errors import TracekitError
-from tracekit.queue import Outcome, Position, Queue, Receipt, Resumption, Submission
+from tracekit.queue import Outcome, Position, Queue, Resumption
 from tracekit.queue.model import Json
 from tracekit.tracing.context import TraceContext
 
@@ -123,10 +123,6 @@ class Hop(Generic[Input]):
             result = await function()
             await self.services.queue.record_effect(self.task, step, result)
         return result
-
-    async def file_task(self, submission: Submission) -> Receipt:
-        """File a task of its own. Safe to repeat: the submission's idempotency key sees to it."""
-        return (await self.services.queue.enqueue([submission]))[0]
 
 
 class Mode(ABC, Generic[Input]):

@@ -5,9 +5,9 @@ It also holds the review tasks of the DLQ until the operator has redriven or aba
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from tracekit.envelope import DataTier
+from tracekit.envelope import DataTier, Priority
 from tracekit.queue import Done, GiveUp, HandOff, Notice, Outcome, Park, RetryLater
 from tracekit.queue.payload import plain_text
 from tracekit.queue.transitions import REVIEW_TTL, review_key
@@ -65,7 +65,7 @@ class Guardian(Mode[GuardianInput]):
     async def _ask(self, hop: Hop[GuardianInput], plan: Plan, judgement: Judgement, what: tuple[str, ...]) -> Outcome:
         task, policy = hop.task, self.services.settings.guardian
         round, now = await next_round(self.services.queue, task.task_id)
-        urgent = task.rank == 3
+        urgent = task.priority is Priority.URGENT
         within = min(policy.approval_ttl, policy.urgent_ttl) if urgent else policy.approval_ttl
         if task.expires_at is not None:
             within = max(min(within, task.expires_at - now), timedelta(0))
@@ -127,7 +127,7 @@ class Guardian(Mode[GuardianInput]):
             data={
                 "trace_id": approval.trace_id,
                 "round": approval.round,
-                "deadline": _stamp(approval.deadline),
+                "deadline": approval.deadline.isoformat(timespec="seconds"),
                 "links": links_of_plan,
             },
         )
@@ -167,7 +167,3 @@ def _review(hop: Hop[GuardianInput], review: Review) -> Outcome:
     payload = resumption.signal.payload
     resolution = payload.get("resolution", "resolved") if isinstance(payload, dict) else "resolved"
     return Done(summary=f"Task {review.task_id} was {resolution} by {resumption.signal.sent_by}.")
-
-
-def _stamp(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")
