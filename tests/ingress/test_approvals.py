@@ -113,9 +113,11 @@ async def test_opening_a_link_shows_the_exact_plan_and_changes_nothing(asked: As
 async def test_everything_on_the_page_is_escaped(queue: Queue, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, guardian=GuardianSettings.model_validate({"approval_secret": SECRET.decode()}))
     async with httpx.AsyncClient() as http, serving(settings, queue) as served:
-        step = {"capability": "note.write", "arguments": {"path": "a.md", "text": "</pre><script>alert(2)</script>"}}
+        step: dict[str, Any] = {"capability": "note.write", "arguments": {"path": "a.md", "text": "</pre><script>alert(2)</script>"}}
         plan = {"steps": [{**step, "destructive": True}]}
-        intent = "<img src=x onerror=alert(1)> & \"quotes' \x1b[31m"
+        # An override of the direction makes one text look like another, and a terminal's escape may do anything.
+        step["arguments"]["text"] += "\u202eneddih"
+        intent = "<img src=x onerror=alert(1)> & \"quotes' \x1b[31m \u2066right"
         await Driver(queue, settings, http).do(intent, mode="guardian", input={"plan": plan})
         (approval,) = await approvals.pending(queue)
         token = approvals.sign(SECRET, approval, "approve", expires_at=approval.deadline)
@@ -125,7 +127,8 @@ async def test_everything_on_the_page_is_escaped(queue: Queue, tmp_path: Path) -
     assert "<script" not in response.text
     assert {"img", "script"}.isdisjoint(page.tags)
     assert page.loads == []
-    assert intent in page.text
+    assert intent.replace("\x1b", "\ufffd").replace("\u2066", "\ufffd") in page.text
+    assert not {"\x1b", "\u2066", "\u202e"} & set(response.text)
 
 
 @pytest.mark.parametrize("decision", approvals.DECISIONS)

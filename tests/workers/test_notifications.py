@@ -251,6 +251,14 @@ async def test_credentials_in_a_text_are_taken_out(phone: Phone, http: httpx.Asy
     assert "hunter" not in json.dumps(phone.published)
 
 
+async def test_a_text_cannot_pass_for_another(phone: Phone, http: httpx.AsyncClient) -> None:
+    forged = replace(SOME, title="Approve? \u202ekcol\r\nPriority: 1", body="\x1b[2Junlock\n\u2066the door")
+    await Deliverer(settings(phone), http)(forged)
+    (message,) = phone.published
+    assert message["title"] == "Approve? \ufffdkcol\ufffd Priority: 1"
+    assert message["message"] == "\ufffd[2Junlock\n\ufffdthe door"
+
+
 @pytest.mark.parametrize("character", ["x", "\u00fc", "\U0001f6a8", "\n", '"', "\x01"])
 async def test_long_texts_fit_the_services_limits(phone: Phone, http: httpx.AsyncClient, character: str) -> None:
     long = replace(SOME, title=character * 5_000, body=character * 50_000 + "end")

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
 from dataclasses import dataclass
 
 from tracekit.config import Role
 from tracekit.queue.deadletters import DeadLetter
 from tracekit.queue.tasks import Event, Task
+from tracekit.workers.words import printable
+
+__all__ = ["HIDDEN", "Viewer", "one_line", "printable"]
 
 HIDDEN = "(restricted)"
 
 _CONTENT = frozenset({"summary", "reason", "step"})
 """Fields of an event that quote what the task is about. Of an error the type stays."""
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey: control characters and directional overrides. Newlines stay."""
-    return "".join(
-        character
-        if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text.replace("\t", " ").replace("\u200d", "")
-    )
 
 
 def one_line(text: str) -> str:

@@ -1,6 +1,6 @@
 """The few HTML pages: a plan to decide on, the decision, and a refusal as a person's browser should show it.
 
-Everything that comes from elsewhere is escaped; nothing is loaded, and no script runs.
+Everything that comes from elsewhere is escaped, and cannot pass for what it is not; nothing is loaded, and no script runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import HTMLResponse
 
 from tracekit.ingress.problems import Refused
+from tracekit.workers.words import printable
 
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}"
@@ -72,8 +73,8 @@ def problem(refused: Refused) -> HTMLResponse:
 
 def approval(facts: Mapping[str, str], data: Any, decisions: tuple[str, ...]) -> HTMLResponse:
     """What there is to decide: `facts` by name, all of `data` as it is, and a form for each decision."""
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
-    shown = escape(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True))
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(printable(text))}</dd>" for name, text in facts.items())
+    shown = escape(printable(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True)))
     # Without an action a form goes to the page's own address.
     forms = "".join(
         f'<form method="post"><button name="decision" value="{escape(decision)}">'

@@ -32,6 +32,7 @@ from tracekit.errors import TracekitError
 from tracekit.queue.model import Json
 from tracekit.queue.outbox import Notification
 from tracekit.tracing.secrets import redact_text
+from tracekit.workers.words import printable
 
 log = structlog.get_logger()
 
@@ -168,8 +169,8 @@ class _Message:
             self.title = "A restricted task needs you" if notification.urgent else "News of a restricted task"
             self.body = f"See `tracekit tasks show {notification.task_id}`."
             return
-        self.title = " ".join(redact_text(notification.title).split()) or "tracekit"
-        self.body = redact_text(notification.body).strip()
+        self.title = " ".join(printable(redact_text(notification.title)).split()) or "tracekit"
+        self.body = printable(redact_text(notification.body)).strip()
         links = data.get("links")
         if isinstance(links, dict):
             self.links = {decision: links[decision] for decision in BUTTONS if _is_url(links.get(decision))}
