@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from tracekit import ids, instruments
 from tracekit.config import Settings
+from tracekit.envelope import Fault
 from tracekit.ingress.auth import Caller, Tokens
 from tracekit.ingress.body import parse_json, read_body, require_json
 from tracekit.ingress.database import RETRY_AFTER, ask
@@ -53,7 +54,11 @@ class Ingress:
     async def json(self, request: Request) -> Any:
         """The request's body as JSON. Raises `Refused`."""
         require_json(request)
-        return parse_json(await self.body(request))
+        value = parse_json(await self.body(request))
+        if isinstance(value, str):
+            # JSON inside a string would be read a second time, past all that was just checked.
+            raise Refused(Reason.INVALID, "1 fault", faults=[Fault(field="", message="must be an object")])
+        return value
 
     def require_room(self) -> None:
         """Raises `Refused` while the queue is as deep as it may get (Q11)."""
