@@ -124,6 +124,15 @@ async def test_changed_migration_is_refused(dsn: str, files: Path) -> None:
             await step(dsn, directory=files)
 
 
+async def test_migration_that_the_program_never_had_is_refused(dsn: str, files: Path) -> None:
+    await migrate(dsn, directory=files)
+    with psycopg.connect(dsn) as conn:
+        conn.execute("INSERT INTO tracekit.schema_migrations (version, name, checksum) VALUES (0, 'other', 'x')")
+    for check in (check_schema, migrate):
+        with pytest.raises(SchemaChangedError, match="0000_other"):
+            await check(dsn, directory=files)
+
+
 async def test_unreachable_database_is_a_clear_error(files: Path) -> None:
     for step in (check_schema, migrate):
         with pytest.raises(UnreachableError, match="cannot connect"):

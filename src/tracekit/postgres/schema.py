@@ -113,7 +113,8 @@ def _missing(migrations: Sequence[Migration], applied: Sequence[_Applied]) -> li
         )
     by_version = {migration.version: migration for migration in migrations}
     for past in applied:
-        if by_version[past.version].checksum != past.checksum:
+        known = by_version.get(past.version)
+        if known is None or known.checksum != past.checksum:
             raise SchemaChangedError(
                 f"migration {past.version:04}_{past.name} is not the one that was applied to the database",
                 hint="Use a released tracekit; a migration is never changed once it was released. "
