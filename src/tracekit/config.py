@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from tracekit.envelope import Name, Origin
 from tracekit.errors import TracekitError
@@ -290,6 +290,11 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     try:
         settings = Settings(**values)
         return settings.model_copy(update=overrides) if overrides else settings
+    except SettingsError as error:
+        # A variable that holds a list or a table, and no JSON. The words name the setting and do not quote the value.
+        raise ConfigError(
+            f"the configuration is not valid: {error}", hint="in TRACEKIT_* variables lists and tables are JSON"
+        ) from None
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors()
