@@ -71,6 +71,8 @@ def configure_logging(format: LogFormat = "json", level: LogLevel = "info", *, s
     root.addHandler(handler)
     number = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(number)
+    # A line for each request of a handler says no more than its span, and has the whole address in it.
+    logging.getLogger("httpx").setLevel(max(number, logging.WARNING))
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -75,6 +75,7 @@ def rules_in(tmp_path: Path, text: str) -> Rules:
     ("intent", "call", "destructive"),
     [
         ("turn on the kitchen light", "light.turn_on light.kitchen", False),
+        ("Turn on the kitchen light, please.", "light.turn_on light.kitchen", False),
         ("Please turn off the living room lights.", "light.turn_off light.living_room", False),
         ("switch the hall light off", "light.turn_off light.hall", False),
         ("TURN ON Renée's light", "light.turn_on light.renees", False),

@@ -72,6 +72,10 @@ class Capability(ABC, Generic[Arguments]):
     def describe(self, arguments: Arguments) -> str:
         """What will be done, in plain words, whole: this is what a person approves."""
 
+    def brief(self, arguments: Arguments) -> str:
+        """The same in a few words, for what is told once it is done."""
+        return self.describe(arguments)
+
     @abstractmethod
     def category(self, arguments: Arguments) -> str:
         """What kind of thing it touches: what `guardian.household_allowlist` names."""

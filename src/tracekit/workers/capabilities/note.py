@@ -52,6 +52,10 @@ class WriteNote(Capability[Note]):
         """The path and the text."""
         return f"write the note {arguments.path}: {' '.join(arguments.text.split())}"
 
+    def brief(self, arguments: Note) -> str:
+        """The path; the text is in the note."""
+        return f"write the note {arguments.path}"
+
     def category(self, arguments: Note) -> str:
         """`note`."""
         return "note"

@@ -43,7 +43,7 @@ class Reviewer(Mode[Results]):
     async def _review(self, hop: Hop[Results], step: Step, result: StepResult) -> ReviewedStep:
         capability = self._capabilities.get(step.capability)
         arguments = capability.parse(step.arguments)
-        what = plain_text(capability.describe(arguments), 500)
+        what = plain_text(capability.brief(arguments), 500)
         if result.status == "skipped" or result.status == "not_run":
             return ReviewedStep(capability=step.capability, what=what, outcome=result.status, detail=result.detail)
         if result.status == "refused":
