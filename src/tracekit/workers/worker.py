@@ -208,7 +208,10 @@ class Worker:
             await asyncio.sleep(lease / 10)
             now = time.monotonic()
             for token, running in list(self._running.items()):
-                if now - max(self._held_at, running.since) > lease:
+                if running.lost:
+                    # Once is not enough: psycopg swallows a cancellation that comes at certain moments.
+                    running.task.cancel()
+                elif now - max(self._held_at, running.since) > lease:
                     self._cancel(token)
 
     def _cancel(self, token: int) -> None:
