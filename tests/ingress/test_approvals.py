@@ -18,7 +18,7 @@ from tests.workers.modes.driving import Driver
 from tracekit import ids
 from tracekit.config import GuardianSettings
 from tracekit.queue import Queue
-from tracekit.workers import approvals
+from tracekit.workers import approvals, links
 from tracekit.workers.approvals import Approval, Decision
 
 SECRET = b"not-a-secret-in-tests"
@@ -40,7 +40,7 @@ class Asked:
 
     def link(self, decision: Decision, *, secret: bytes = SECRET, expires_at: datetime | None = None) -> str:
         until = expires_at or self.approval.deadline
-        return f"/approvals/{approvals.sign(secret, self.approval, decision, expires_at=until)}"
+        return f"/approvals/{links.sign(secret, self.approval, decision, expires_at=until)}"
 
     async def open(self, path: str, **rest: Any) -> httpx.Response:
         return await self.served.get(path, token=None, **rest)
@@ -120,7 +120,7 @@ async def test_everything_on_the_page_is_escaped(queue: Queue, tmp_path: Path) -
         intent = "<img src=x onerror=alert(1)> & \"quotes' \x1b[31m \u2066right"
         await Driver(queue, settings, http).do(intent, mode="guardian", input={"plan": plan})
         (approval,) = await approvals.pending(queue)
-        token = approvals.sign(SECRET, approval, "approve", expires_at=approval.deadline)
+        token = links.sign(SECRET, approval, "approve", expires_at=approval.deadline)
         response = await served.get(f"/approvals/{token}", token=None)
     page = Page(response.text)
     assert "<img" not in response.text
@@ -206,7 +206,7 @@ async def test_links_that_do_not_count(asked: Asked) -> None:
             "key": approvals.approval_key(task, asked.approval.plan_hash, 1),
         }
     )
-    unknown = approvals.sign(SECRET, stranger, "approve", expires_at=asked.approval.deadline)
+    unknown = links.sign(SECRET, stranger, "approve", expires_at=asked.approval.deadline)
     assert (await asked.tap(f"/approvals/{unknown}")).status_code == 404
     assert await asked.signals() == []
     assert await asked.state() == "parked"
@@ -272,7 +272,7 @@ async def test_after_a_deferral_the_next_round_has_links_of_its_own(asked: Asked
     (second,) = await approvals.pending(asked.served.queue)
     assert second.round == 2
     assert (await asked.tap(old)).status_code == 409
-    new = approvals.sign(SECRET, second, "approve", expires_at=second.deadline)
+    new = links.sign(SECRET, second, "approve", expires_at=second.deadline)
     assert (await asked.tap(f"/approvals/{new}")).json()["decision"] == "approve"
 
 

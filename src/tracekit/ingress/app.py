@@ -26,8 +26,8 @@ from tracekit.ingress.health import Readiness
 from tracekit.ingress.refusals import Refusals
 from tracekit.instruments import DatabaseGauges
 from tracekit.queue import Queue
-from tracekit.workers.approvals import load_secret
 from tracekit.workers.depths import DepthReader
+from tracekit.workers.links import load_secret
 from tracekit.workers.loops import end, keep
 
 ListenerState = Callable[[], str]

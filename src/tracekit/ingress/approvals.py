@@ -26,11 +26,11 @@ from tracekit.ingress.database import ask
 from tracekit.ingress.problems import Reason, Refused, answer, hinted
 from tracekit.queue import TaskNotFound
 from tracekit.workers import approvals
-from tracekit.workers.approvals import Approval, ApprovalRefused, Claimed, Decided, Decision
+from tracekit.workers.approvals import Approval, ApprovalRefused, Claimed, Decided, Decision, in_utc
+from tracekit.workers.links import LinkExpired, verify
 
 router = APIRouter()
 
-_ALWAYS = datetime.min.replace(tzinfo=UTC)
 _HINT = "`tracekit approvals` lists what waits for a decision"
 
 Found = TypeVar("Found")
@@ -69,13 +69,13 @@ async def show(request: Request, token: str) -> Response:
     claimed = _claimed(ingress, token)
     approval, decided = await _look_up(ingress, claimed)
     if decided:
-        return pages.decided(decided.decision, decided.by, f"{decided.at:%Y-%m-%d %H:%M} UTC")
+        return pages.decided(decided.decision, decided.by, in_utc(decided.at))
     facts = {
         "Wanted": approval.intent,
         "By": approval.requester,
         "Why you are asked": "; ".join(approval.why),
         "What will be done": "; ".join(approval.what),
-        "Until": f"{approval.deadline:%Y-%m-%d %H:%M} UTC, then it expires and is not done",
+        "Until": f"{in_utc(approval.deadline)}, then it expires and is not done",
         "Task": approval.task_id,
         "Hash of the plan": approval.plan_hash,
     }
@@ -106,22 +106,17 @@ async def decide_by_link(request: Request, token: str) -> Response:
         decided = await _decide(ingress, approval, decision, by=by, reason=given.reason)
     _agree(decided, decision)
     if "text/html" in request.headers.get("accept", "").lower():
-        return pages.decided(decided.decision, decided.by, f"{decided.at:%Y-%m-%d %H:%M} UTC")
+        return pages.decided(decided.decision, decided.by, in_utc(decided.at))
     return answer(_decided(approval, decided))
 
 
 def _claimed(ingress: Ingress, token: str) -> Claimed:
     try:
-        claimed = approvals.verify(ingress.approval_secret, token, now=_ALWAYS)
+        return verify(ingress.approval_secret, token, now=datetime.now(UTC))
+    except LinkExpired as error:
+        raise hinted(Reason.EXPIRED, error) from None
     except ApprovalRefused as error:
         raise hinted(Reason.FORBIDDEN, error) from None
-    if datetime.now(UTC) >= claimed.expires_at:
-        raise Refused(
-            Reason.EXPIRED,
-            f"this link expired at {claimed.expires_at:%Y-%m-%d %H:%M} UTC; the plan was not executed",
-            hint=_HINT,
-        )
-    return claimed
 
 
 def _open_to(claimed: Claimed) -> tuple[Decision, ...]:
@@ -218,7 +213,7 @@ def _agree(decided: Decided, decision: Decision) -> None:
         raise Refused(
             Reason.CONFLICT,
             f"it was {approvals.PAST.get(decided.decision, decided.decision)} by {decided.by}"
-            f" at {decided.at:%Y-%m-%d %H:%M} UTC; the first decision counts",
+            f" at {in_utc(decided.at)}; the first decision counts",
         )
 
 

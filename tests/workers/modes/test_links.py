@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import stat
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 
 from tracekit.config import ConfigError, GuardianSettings, Settings
 from tracekit.ids import new_task_id, new_trace_id
-from tracekit.workers.approvals import (
-    DECISIONS,
-    Approval,
-    ApprovalRefused,
-    Decision,
-    approval_key,
-    links,
-    load_secret,
-    sign,
-    verify,
-)
+from tracekit.workers.approvals import DECISIONS, Approval, ApprovalRefused, Decision, approval_key, in_utc
+from tracekit.workers.links import links, load_secret, sign, verify
 from tracekit.workers.plan import Plan, Step, plan_hash
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -85,6 +76,10 @@ def test_it_expires() -> None:
     assert verify(SECRET, token, now=LATER - timedelta(seconds=1)).decision == "approve"
     with pytest.raises(ApprovalRefused, match="expired at 2026-11-23 13:00 UTC"):
         verify(SECRET, token, now=LATER)
+
+
+def test_a_time_is_told_in_utc_whatever_zone_it_was_read_in() -> None:
+    assert in_utc(NOW.astimezone(timezone(timedelta(hours=2)))) == in_utc(NOW) == "2026-11-23 12:00 UTC"
 
 
 def test_a_key_of_another_plan_is_not_signed() -> None:

@@ -15,7 +15,7 @@ from tracekit.config import GuardianSettings, Settings
 from tracekit.demo.home_assistant import HomeAssistantStandIn
 from tracekit.envelope import DataTier, Origin, Priority
 from tracekit.queue import GiveUp, HandOff, Park, QueueError, TaskNotFound
-from tracekit.workers import approvals
+from tracekit.workers import approvals, links
 from tracekit.workers.approvals import Approval, ApprovalRefused
 from tracekit.workers.plan import ApprovedPlan, GuardianInput, Plan, Step, plan_hash
 
@@ -199,11 +199,11 @@ async def test_the_notice_shows_the_whole_plan_and_links_for_each_decision(drive
     assert "rob asked: unlock the front door" in notice["body"]
     assert "1. unlock lock.front_door" in notice["body"]
     assert set(notice["data"]["links"]) == {"approve", "reject", "defer"}
-    secret = approvals.load_secret(driver.settings)
+    secret = links.load_secret(driver.settings)
     for decision, url in notice["data"]["links"].items():
         base, _, token = url.rpartition("/")
         assert base == "http://127.0.0.1:8420/approvals"
-        claimed = approvals.verify(secret, token, now=approval.opened_at)
+        claimed = links.verify(secret, token, now=approval.opened_at)
         assert (claimed.decision, claimed.key, claimed.plan_hash) == (decision, approval.key, approval.plan_hash)
         assert await approvals.look_up(driver.queue, claimed) == (approval, None)
 
@@ -221,9 +221,9 @@ async def test_a_restricted_notice_says_nothing_of_its_content_P8(driver: Driver
 
 async def test_a_used_link_answers_what_was_decided_and_one_of_an_edited_plan_is_refused_P5(driver: Driver) -> None:
     approval = await asked(driver)
-    secret = approvals.load_secret(driver.settings)
-    token = approvals.sign(secret, approval, "approve", expires_at=approval.deadline)
-    claimed = approvals.verify(secret, token, now=approval.opened_at)
+    secret = links.load_secret(driver.settings)
+    token = links.sign(secret, approval, "approve", expires_at=approval.deadline)
+    claimed = links.verify(secret, token, now=approval.opened_at)
     edited = Plan.model_validate(approval.plan).model_copy(update={"reason": "something else"})
     other = approvals.Approval(
         **{name: getattr(approval, name) for name in approval.__slots__}
@@ -234,9 +234,7 @@ async def test_a_used_link_answers_what_was_decided_and_one_of_an_edited_plan_is
     )
     with pytest.raises(ApprovalRefused, match="does not wait for a decision on this plan"):
         await approvals.decide(driver.queue, other, "approve", by="rob")
-    forged = approvals.verify(
-        secret, approvals.sign(secret, other, "approve", expires_at=other.deadline), now=other.opened_at
-    )
+    forged = links.verify(secret, links.sign(secret, other, "approve", expires_at=other.deadline), now=other.opened_at)
     with pytest.raises(ApprovalRefused, match="no plan that waits here"):
         await approvals.look_up(driver.queue, forged)
     await approvals.decide(driver.queue, approval, "approve", by="rob")

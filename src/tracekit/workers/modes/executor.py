@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from tracekit.queue import GiveUp, HandOff, Outcome
-from tracekit.workers.approvals import approved, judge
+from tracekit.workers.approvals import approved
 from tracekit.workers.capabilities import Misconfigured, Refused, Unavailable, UnknownCapability, installed
 from tracekit.workers.mode import Hop, Mode, Services
 from tracekit.workers.plan import ApprovedPlan, Results, StepResult, plan_hash
+from tracekit.workers.policy import judge
 
 
 class Executor(Mode[ApprovedPlan]):

@@ -15,19 +15,17 @@ from tracekit.workers.approvals import (
     KIND,
     Approval,
     Decision,
-    Judgement,
     Verdict,
     approval_key,
-    describe,
-    judge,
-    links,
-    load_secret,
+    in_utc,
     next_round,
     read_verdict,
 )
 from tracekit.workers.capabilities import UnknownCapability, installed
+from tracekit.workers.links import links, load_secret
 from tracekit.workers.mode import Hop, Mode, Services
 from tracekit.workers.plan import ApprovedPlan, GuardianInput, Plan, Review, plan_hash
+from tracekit.workers.policy import Judgement, describe, judge
 
 
 class Guardian(Mode[GuardianInput]):
@@ -107,7 +105,7 @@ class Guardian(Mode[GuardianInput]):
     def _notice(self, approval: Approval) -> Notice:
         """What the operator is told: all of the plan, or of a restricted one nothing but that it waits."""
         links_of_plan: dict[Decision, str] = {}
-        ends = f"Without a decision it expires at {approval.deadline:%Y-%m-%d %H:%M} UTC and is not executed."
+        ends = f"Without a decision it expires at {in_utc(approval.deadline)} and is not executed."
         if approval.data_tier is DataTier.RESTRICTED:
             title = "A restricted task waits for your decision"
             body = f"`tracekit approvals show {approval.task_id}` shows it.\n{ends}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tracekit.queue import GiveUp, HandOff, Outcome
 from tracekit.workers import rules
-from tracekit.workers.approvals import judge
 from tracekit.workers.capabilities import UnknownCapability, installed
 from tracekit.workers.mode import Hop, Mode, Services
 from tracekit.workers.plan import GuardianInput, Plan, PlanRequest
+from tracekit.workers.policy import judge
 
 
 class Planner(Mode[PlanRequest]):
