@@ -258,6 +258,12 @@ class Settings(BaseSettings):
         """Where approval links lead."""
         return (self.ingress.public_url or f"http://{self.ingress.host}:{self.ingress.port}").rstrip("/")
 
+    @property
+    def system_principal(self) -> str:
+        """Who a program's own tasks are asked by: `system`, or the principal that has its role under another name."""
+        named = [name for name, principal in self.principals.items() if principal.role == "system"]
+        return "system" if "system" in named or not named else named[0]
+
     def role(self, principal: str) -> Role:
         """What a principal may do. One that is not configured any more is `household`: the least."""
         found = self.principals.get(principal)

@@ -33,7 +33,7 @@ from tracekit.queue import Done, GiveUp, LeaseLost, Outcome, Queue
 from tracekit.workers.incidents import parse_webhook, submission
 from tracekit.workers.mode import Hop, NoInput, Services
 from tracekit.workers.modes import observer
-from tracekit.workers.modes.observer import AlertmanagerSource, Observer, ObserverError, system_principal
+from tracekit.workers.modes.observer import AlertmanagerSource, Observer, ObserverError
 
 
 class Received:
@@ -345,6 +345,6 @@ async def test_without_an_address_nothing_is_polled_and_a_task_gives_up(queue: Q
 
 
 def test_a_program_asks_as_the_principal_that_is_the_system() -> None:
-    assert system_principal(Settings()) == "system"
+    assert Settings().system_principal == "system"
     renamed = {"ann": Principal(role="operator"), "house": Principal(role="system")}
-    assert system_principal(Settings(principals=renamed, cli_principal="ann")) == "house"
+    assert Settings(principals=renamed, cli_principal="ann").system_principal == "house"

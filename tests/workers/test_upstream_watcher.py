@@ -27,19 +27,11 @@ from tests.queue.driving import accept, settle, take
 from tracekit.config import GitHubSettings, Settings
 from tracekit.queue import Done, GiveUp, Outcome, Queue, RetryLater
 from tracekit.queue.tasks import Task
+from tracekit.workers.github import GitHub
 from tracekit.workers.mode import Hop, NoInput, Services
-from tracekit.workers.modes.upstream_watcher import (
-    CheckoutSource,
-    GitHub,
-    Unreadable,
-    UpstreamWatcher,
-    WatcherError,
-    Workaround,
-    find_workarounds,
-    found_upstream,
-    in_text,
-    watch,
-)
+from tracekit.workers.modes.upstream_watcher import CheckoutSource, UpstreamWatcher, WatcherError, watch
+from tracekit.workers.upstream import Unreadable, found_upstream
+from tracekit.workers.workarounds import CheckoutError, Workaround, find_workarounds, in_text
 
 ISSUE = "https://github.com/owner/project/issues/12"
 
@@ -306,10 +298,10 @@ async def test_a_checkout_cannot_make_git_run_its_programs(tmp_path: Path) -> No
 
 
 async def test_a_directory_that_is_no_checkout_is_said(tmp_path: Path) -> None:
-    with pytest.raises(WatcherError, match="there is no checkout at"):
+    with pytest.raises(CheckoutError, match="there is no checkout at"):
         await find_workarounds(tmp_path / "absent")
     (tmp_path / "plain").mkdir()
-    with pytest.raises(WatcherError, match="git cannot read"):
+    with pytest.raises(CheckoutError, match="git cannot read"):
         await find_workarounds(tmp_path / "plain")
 
 

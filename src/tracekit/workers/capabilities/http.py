@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
 
 from tracekit.queue.model import Json
+from tracekit.workers.answers import AnswerTooLarge, ask
 from tracekit.workers.capabilities import Misconfigured, Unavailable, Uncertain
 from tracekit.workers.mode import Hop
 
@@ -37,28 +37,30 @@ async def request(
     """
     lost = Uncertain if acts else Unavailable
     try:
-        async with hop.services.http.stream(
-            method, url, headers=headers, json=json_body, data=form, timeout=TIMEOUT, follow_redirects=False
-        ) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_ANSWER:
-                    raise lost(f"{service} answered more than {MAX_ANSWER} bytes")
+        answer = await ask(
+            hop.services.http,
+            method,
+            url,
+            most=MAX_ANSWER,
+            headers=headers,
+            json=json_body,
+            data=form,
+            timeout=TIMEOUT,
+            follow_redirects=False,
+        )
+    except AnswerTooLarge as error:
+        raise lost(f"{service} {error}") from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
         raise Unavailable(f"{service} cannot be reached", hint=f"check {setting} and that it runs") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise Misconfigured(f"{setting} is not a usable address", hint="it looks like http://host:port") from None
     except httpx.HTTPError as error:
         raise lost(f"{service} did not finish its answer ({type(error).__name__})") from None
-    status = response.status_code
+    status = answer.status
     if status in (401, 403):
         raise Misconfigured(f"{service} refused tracekit's credential ({status})", hint=f"check {setting}")
     if 300 <= status < 400:
         raise Misconfigured(f"{service} answered with a redirect ({status})", hint=f"set {setting} to its real address")
     if status >= 500:
         raise lost(f"{service} answered with an error of its own ({status})")
-    try:
-        return status, json.loads(bytes(body))
-    except (ValueError, RecursionError):
-        return status, None
+    return status, answer.json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,12 +10,12 @@ import structlog
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 
 from tracekit import ids
-from tracekit.config import Settings
 from tracekit.envelope import Fault
 from tracekit.errors import TracekitError
 from tracekit.queue import Done, GiveUp, Outcome, Queue
 from tracekit.queue.model import Json
 from tracekit.workers import incidents
+from tracekit.workers.answers import AnswerTooLarge, ask
 from tracekit.workers.mode import Hop, Mode, NoInput, Services, Source
 
 log = structlog.get_logger()
@@ -99,17 +98,11 @@ class Observer(Mode[NoInput]):
 async def look_at_alerts(services: Services) -> Look:
     """Ask Alertmanager what fires and file what is new. Safe to repeat. Raises `ObserverError`."""
     alerts, faults = incidents.parse_alerts(await _firing(services))
-    requester = system_principal(services.settings)
+    requester = services.settings.system_principal
     filed: list[str] = []
     for first in range(0, len(alerts), BATCH):
         filed += await _file(services.queue, alerts[first : first + BATCH], requester)
     return Look(len(alerts), filed, faults)
-
-
-def system_principal(settings: Settings) -> str:
-    """Who a program's own tasks are asked by: `system`, or the principal that has its role under another name."""
-    named = [name for name, principal in settings.principals.items() if principal.role == "system"]
-    return "system" if "system" in named or not named else named[0]
 
 
 async def _file(queue: Queue, alerts: list[incidents.Alert], requester: str) -> list[str]:
@@ -121,22 +114,16 @@ async def _firing(services: Services) -> list[Json]:
     url = f"{services.settings.alertmanager.url.rstrip('/')}/api/v2/alerts"
     filters = {"active": "true", "silenced": "false", "inhibited": "false"}
     try:
-        async with services.http.stream("GET", url, params=filters, timeout=_TIMEOUT) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_ANSWER:
-                    raise ObserverError(f"Alertmanager answered more than {MAX_ANSWER} bytes")
+        answer = await ask(services.http, "GET", url, most=MAX_ANSWER, params=filters, timeout=_TIMEOUT)
+    except AnswerTooLarge as error:
+        raise ObserverError(f"Alertmanager {error}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ObserverError(
             f"Alertmanager cannot be reached ({type(error).__name__})", hint="check alertmanager.url and that it runs"
         ) from None
-    if response.status_code != 200:
-        raise ObserverError(f"Alertmanager answered {response.status_code}", hint="check alertmanager.url")
-    try:
-        members = json.loads(bytes(body))
-    except (ValueError, RecursionError):
-        members = None
+    if answer.status != 200:
+        raise ObserverError(f"Alertmanager answered {answer.status}", hint="check alertmanager.url")
+    members = answer.json
     if not isinstance(members, list):
         raise ObserverError(
             "what alertmanager.url leads to did not answer a list of alerts", hint="is it Alertmanager?"
