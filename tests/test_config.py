@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from tracekit.config import ConfigError, load
+from tracekit.config import ConfigError, Settings, load
 
 
 @pytest.mark.parametrize("name", ["TRACEKIT_WORKER", "TRACEKIT_TOKENS", "TRACEKIT_PRINCIPALS"])
@@ -16,3 +19,24 @@ def test_a_variable_that_is_no_json_is_named(name: str, monkeypatch: pytest.Monk
     assert name.removeprefix("TRACEKIT_").lower() in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_the_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEKIT_HOME", "/srv/tracekit")
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert Settings().data_home == Path("/srv/tracekit")
+    monkeypatch.delenv("TRACEKIT_HOME")
+    assert Settings().data_home == Path("/var/lib/tracekit" if os.geteuid() == 0 else "/data/tracekit")
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TRACEKIT_HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigError, match="user 4711 has no home directory") as caught:
+        _ = Settings().data_home
+    assert "TRACEKIT_HOME" in caught.value.hint

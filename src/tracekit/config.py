@@ -235,13 +235,20 @@ class Settings(BaseSettings):
 
     @cached_property
     def data_home(self) -> Path:
-        """The data directory, as an absolute path."""
+        """The data directory, as an absolute path. Raises `ConfigError` for a user without a home directory."""
         if self.home:
             return self.home.expanduser().absolute()
         if os.geteuid() == 0:
             return Path("/var/lib/tracekit")
-        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        return Path(base) / "tracekit"
+        if base := os.environ.get("XDG_DATA_HOME"):
+            return Path(base).absolute() / "tracekit"
+        try:
+            return Path.home() / ".local" / "share" / "tracekit"
+        except RuntimeError:
+            raise ConfigError(
+                f"user {os.geteuid()} has no home directory",
+                hint="set TRACEKIT_HOME to a directory that this user can write to",
+            ) from None
 
     @cached_property
     def vault_dir(self) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from tests.postgres.users import UserProcess
 from tests.postgres.waiting import wait_until
 from tests.support.postgres import remove_home
-from tracekit.postgres import EmbeddedServer, ServerError, default_home
+from tracekit.postgres import EmbeddedServer, ServerError
 
 
 def query(dsn: str, statement: str) -> str:
@@ -248,14 +248,6 @@ def test_libpq_variables_of_the_user_do_not_reach_the_server(home: Path) -> None
     with UserProcess(home, env=dict(os.environ, PGDATA="/nowhere", PGPORT="1", PGCLIENTENCODING="LATIN1")) as user:
         user.ready()
         assert query(EmbeddedServer(home).dsn, "SHOW client_encoding") == "UTF8"
-
-
-def test_default_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACEKIT_HOME", "/srv/tracekit")
-    monkeypatch.setenv("XDG_DATA_HOME", "/data")
-    assert default_home() == Path("/srv/tracekit")
-    monkeypatch.delenv("TRACEKIT_HOME")
-    assert default_home() == Path("/var/lib/tracekit" if os.geteuid() == 0 else "/data/tracekit")
 
 
 def test_time_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

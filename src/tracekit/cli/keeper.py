@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tracekit.errors import TracekitError
 from tracekit.postgres import EmbeddedServer, ServerError
+from tracekit.postgres.layout import Layout
 from tracekit.postgres.locks import FileLock
 
 _READY = "ready"
@@ -27,7 +28,7 @@ _LEAVE_S = 10.0
 
 
 def _lock_path(home: Path) -> Path:
-    return EmbeddedServer(home).status().data_dir.parent / "keeper.lock"
+    return Layout(home.resolve()).keeper_lock
 
 
 def start(home: Path) -> int | None:
@@ -54,14 +55,7 @@ def start(home: Path) -> int | None:
 
 def pid(home: Path) -> int | None:
     """The keeper's process, or None where there is none."""
-    path = _lock_path(home)
-    if not path.exists():
-        return None
-    with contextlib.closing(FileLock(path)) as lock:
-        if lock.try_shared():
-            return None
-        text = path.read_text().strip()
-    return int(text) if text else None
+    return FileLock.holder(_lock_path(home))
 
 
 def stop(home: Path) -> None:
@@ -86,8 +80,7 @@ def keep(home: Path) -> int:
             if not lock.try_exclusive():
                 _say(_ALREADY)
                 return 0
-            os.ftruncate(lock.fileno(), 0)
-            os.write(lock.fileno(), str(os.getpid()).encode())
+            lock.sign()
             _say(_READY)
             while signal.sigtimedwait(ends, _LOOK_S) is None:
                 lease.ensure()

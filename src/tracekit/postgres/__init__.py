@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         default_provider,
     )
     from .connection import Connection, Pool, connect, open_pool
-    from .dsn import Dsn, redact_dsn
+    from .dsn import redact_dsn
     from .errors import (
         DatabaseError,
         SchemaChangedError,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         UnreachableError,
         UnsupportedServerError,
     )
-    from .layout import default_home
     from .postmaster import StopMode
     from .schema import Migration, check_schema, migrate, read_migrations
     from .server import EmbeddedServer, Lease, ServerStatus
@@ -41,7 +40,7 @@ _MODULES = {
         "default_provider",
     ),
     "connection": ("Connection", "Pool", "connect", "open_pool"),
-    "dsn": ("Dsn", "redact_dsn"),
+    "dsn": ("redact_dsn",),
     "errors": (
         "DatabaseError",
         "SchemaChangedError",
@@ -52,7 +51,6 @@ _MODULES = {
         "UnreachableError",
         "UnsupportedServerError",
     ),
-    "layout": ("default_home",),
     "postmaster": ("StopMode",),
     "schema": ("Migration", "check_schema", "migrate", "read_migrations"),
     "server": ("EmbeddedServer", "Lease", "ServerStatus"),
@@ -65,7 +63,6 @@ __all__ = [
     "ChosenBinaries",
     "Connection",
     "DatabaseError",
-    "Dsn",
     "EmbeddedServer",
     "InstalledBinaries",
     "Lease",
@@ -83,7 +80,6 @@ __all__ = [
     "WheelBinaries",
     "check_schema",
     "connect",
-    "default_home",
     "default_provider",
     "migrate",
     "open_pool",

@@ -1,9 +1,8 @@
-"""DSNs: which server, what is added to the settings, and what of it may be shown."""
+"""DSNs: what is added to their settings, and what of them may be shown."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -29,26 +28,6 @@ _DEFAULTS: dict[str, tuple[str, str]] = {
 }
 
 _HIDDEN = "***"
-
-
-@dataclass(frozen=True)
-class Dsn:
-    """Where the database is: conninfo strings or `postgresql://` URIs.
-
-    `listen` is for the one connection that waits for notifications, and has to reach the server
-    itself: PgBouncer in transaction mode accepts LISTEN and delivers nothing. It is the same as
-    `pool` unless given. Its representation shows no password.
-    """
-
-    pool: str = field(repr=False)
-    listen: str = field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.listen:
-            object.__setattr__(self, "listen", self.pool)
-
-    def __repr__(self) -> str:
-        return f"Dsn(pool={redact_dsn(self.pool)!r}, listen={redact_dsn(self.listen)!r})"
 
 
 def parse_dsn(dsn: str) -> dict[str, Any]:

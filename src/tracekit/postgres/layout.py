@@ -9,32 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .account import Account
-from .errors import DatabaseError, ServerError
+from .errors import ServerError
 
 # sun_path holds 108 bytes with its closing zero on Linux; macOS has 104.
 _LONGEST_SOCKET_PATH = 103
 _SOCKET_NAME = "/.s.PGSQL.5432"
-
-
-def default_home() -> Path:
-    """Where tracekit keeps its data, as an absolute path.
-
-    `TRACEKIT_HOME` if set; as root `/var/lib/tracekit`, because the server then runs as another user, who cannot reach
-    root's home; else `tracekit` in the XDG data home. Raises DatabaseError for a user without a home directory.
-    """
-    if home := os.environ.get("TRACEKIT_HOME"):
-        return Path(home).expanduser().absolute()
-    if os.geteuid() == 0:
-        return Path("/var/lib/tracekit")
-    if data := os.environ.get("XDG_DATA_HOME"):
-        return Path(data).absolute() / "tracekit"
-    try:
-        return Path.home() / ".local/share/tracekit"
-    except RuntimeError as exc:
-        raise DatabaseError(
-            f"user {os.geteuid()} has no home directory",
-            hint="Set TRACEKIT_HOME to a directory that this user can write to.",
-        ) from exc
 
 
 @dataclass(frozen=True)
@@ -67,6 +46,11 @@ class Layout:
     def supervisor_lock(self) -> Path:
         """Exclusive to the supervisor, or to the process that is about to start it. Holds the supervisor's pid."""
         return self.root / "supervisor.lock"
+
+    @property
+    def keeper_lock(self) -> Path:
+        """Exclusive to the keeper of `tracekit db start`. Holds the keeper's pid."""
+        return self.root / "keeper.lock"
 
     @property
     def copies(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -38,6 +39,25 @@ class FileLock:
         with _guard:
             _open_locks.add(lock)
         return lock
+
+    @classmethod
+    def holder(cls, path: Path) -> int | None:
+        """The pid that whoever has the lock alone has signed it with; None where nobody has it, or not signed yet.
+
+        It may still be a dead predecessor's, until its holder overwrites it.
+        """
+        if not path.exists():
+            return None
+        with contextlib.closing(cls(path)) as lock:
+            if lock.try_shared():
+                return None
+            text = path.read_text().strip()
+        return int(text) if text else None
+
+    def sign(self) -> None:
+        """Writes this process's pid into the file. For whoever has the lock alone."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
 
     @property
     def is_open(self) -> bool:

@@ -165,7 +165,7 @@ class EmbeddedServer:
         layout = self._layout
         with _as_server_error("cannot look at the embedded server"):
             server = running(layout.data)
-            supervisor = self._supervisor_pid()
+            supervisor = FileLock.holder(self._layout.supervisor_lock)
             in_use = False
             if layout.users_lock.exists():
                 with contextlib.closing(FileLock(layout.users_lock)) as users:
@@ -197,7 +197,7 @@ class EmbeddedServer:
             signalled: set[int] = set()
             server: Postmaster | None = None
             while True:
-                supervisor = self._supervisor_pid()
+                supervisor = FileLock.holder(self._layout.supervisor_lock)
                 # The server's file goes a moment before the process does.
                 last = server if server and server.is_alive() else None
                 server = running(self._layout.data) or last
@@ -273,18 +273,6 @@ class EmbeddedServer:
             os.close(log)
         if done.returncode != 0:
             raise ServerError(f"the server's supervisor did not start{self._log_tail(0)}")
-
-    def _supervisor_pid(self) -> int | None:
-        path = self._layout.supervisor_lock
-        if not path.exists():
-            return None
-        with contextlib.closing(FileLock(path)) as lock:
-            if lock.try_shared():
-                return None
-            # Whoever holds the lock wrote this, or is about to overwrite what its dead predecessor
-            # wrote; then there is nobody to signal yet.
-            text = path.read_text().strip()
-        return int(text) if text else None
 
     def _log_size(self) -> int:
         try:

@@ -73,8 +73,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the process's exit status: 0 if the server was stopped, 1 if it cannot start."""
-        os.ftruncate(self._lock.fileno(), 0)
-        os.pwrite(self._lock.fileno(), b"%d\n" % os.getpid(), 0)
+        self._lock.sign()
         if adopted := running(self._layout.data):
             _note(f"adopting the server with pid {adopted.pid}")
             self._server, self._was_ready = adopted, True
