@@ -128,8 +128,8 @@ def show(app: App, reference: str, as_json: bool) -> None:
                 screen.print(text, no_wrap=True, crop=False)
             if task.state != "open":
                 screen.print()
-            for text in summary(shown, totals(hops, task), note, screen.width) if task.state != "open" else []:
-                screen.print(text)
+                for text in summary(shown, totals(hops, task), note, screen.width):
+                    screen.print(text)
             return
         print_fields(
             [

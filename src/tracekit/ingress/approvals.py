@@ -139,7 +139,7 @@ async def pending(request: Request) -> Response:
     ingress = ingress_of(request)
     ingress.operator(request)
     found = await ask(lambda: approvals.pending(ingress.queue), patience=ingress.patience)
-    return answer({"approvals": [_plain(asdict(approval)) for approval in found]})
+    return answer({"approvals": [asdict(approval) for approval in found]})
 
 
 @router.post("/v1/approvals/{task_id}")
@@ -223,7 +223,7 @@ def _decided(approval: Approval, decided: Decided) -> dict[str, Any]:
         "plan_hash": approval.plan_hash,
         "decision": decided.decision,
         "by": decided.by,
-        "at": decided.at.isoformat(),
+        "at": decided.at,
         "repeated": not decided.accepted,
     }
 
@@ -236,7 +236,3 @@ def _parse(model: type[Decisions], value: object) -> Decisions:
         return parse(model, value)
     except EnvelopeError as error:
         raise Refused(Reason.INVALID, "this is no decision", faults=error.faults, hint=_HINT) from None
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
@@ -93,8 +94,8 @@ class Refused(Exception):
 
 
 def as_json(value: Any) -> bytes:
-    """JSON in ASCII: whatever characters came in, they go out."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    """JSON in ASCII: whatever characters came in, they go out. Times are in ISO 8601."""
+    return json.dumps(value, separators=(",", ":"), default=datetime.isoformat).encode("ascii")
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -87,8 +86,8 @@ async def show(request: Request, task_id: str) -> Response:
         links["next"] = f"{location}?since_seq={events[PAGE - 1].seq}"
     return answer(
         {
-            "task": _plain({**asdict(task), "priority": list(Priority)[task.rank].value}, without=("rank",)),
-            "events": [_plain(asdict(event), without=("task_id",)) for event in events[:PAGE]],
+            "task": _without({**asdict(task), "priority": list(Priority)[task.rank].value}, "rank"),
+            "events": [_without(asdict(event), "task_id") for event in events[:PAGE]],
             "links": links,
         }
     )
@@ -142,9 +141,5 @@ def _since(request: Request) -> int:
     return int(text)
 
 
-def _plain(row: dict[str, Any], *, without: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in row.items()
-        if name not in without
-    }
+def _without(row: dict[str, Any], left_out: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != left_out}
