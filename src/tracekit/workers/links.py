@@ -10,13 +10,10 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import struct
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from ulid import ULID
 
@@ -30,6 +27,7 @@ from tracekit.workers.approvals import (
     approval_key,
     in_utc,
 )
+from tracekit.workers.files import write_whole
 
 _LEAST_SECRET = 16
 
@@ -54,7 +52,8 @@ def load_secret(settings: Settings) -> bytes:
     path = settings.data_home / "approval.key"
     try:
         if not path.exists():
-            _make_secret(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, secrets.token_bytes(32), mode=0o600, replace=False)
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"others can read {path}", hint=f"make it private: chmod 600 {path}; or delete it")
         secret = path.read_bytes()
@@ -63,21 +62,6 @@ def load_secret(settings: Settings) -> bytes:
     if len(secret) < _LEAST_SECRET:
         raise ConfigError(f"{path} is damaged", hint="delete it: a new one is made, and open links stop working")
     return secret
-
-
-def _make_secret(path: Path) -> None:
-    """Write a new secret under another name and link it in whole: of two processes the first one's counts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 _VERSION = 1

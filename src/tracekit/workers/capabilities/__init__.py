@@ -138,9 +138,6 @@ class Capabilities:
             )
         return self._found[name]
 
-    def __iter__(self) -> Any:
-        return iter(self._found.values())
-
 
 @cache
 def installed() -> Capabilities:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -16,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from tracekit.queue.model import Json
 from tracekit.workers.capabilities import Capability, Refused, Unavailable
+from tracekit.workers.files import write_whole
 from tracekit.workers.mode import Hop
 
 LONGEST = 65_536
@@ -104,16 +102,7 @@ def _write(root: Path, note: Note) -> None:
         if existing.exists() and not existing.resolve().is_relative_to(root.resolve()):
             raise Refused(f"the note {note.path} would lie outside the notes directory")
         path = _target(root, note, make=True)
-        new = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            with suppress(FileExistsError):
-                os.link(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_whole(path, content, mode=0o644, replace=False)
         if path.is_symlink() or not path.is_file() or path.read_bytes() != content:
             raise Refused(f"there is another note {note.path} already, and it says something else")
     except (FileExistsError, NotADirectoryError):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +21,7 @@ from tracekit.queue.model import Json
 from tracekit.queue.payload import plain_text
 from tracekit.queue.tasks import Event, Task
 from tracekit.tracing.secrets import redact_text, redact_value
+from tracekit.workers.files import write_whole
 from tracekit.workers.mode import Hop, Mode
 from tracekit.workers.plan import Reviewed
 
@@ -98,7 +96,7 @@ class Historian(Mode[Reviewed]):
             record = await read_record(hop.services.queue, hop.task.task_id)
             vault = hop.services.settings.vault_dir
             path = summary_path(record.task)
-            await asyncio.to_thread(write_whole, vault, path, render(record, hop.input))
+            await asyncio.to_thread(write_summary, vault, path, render(record, hop.input))
             return {"path": str(path), "restricted": record.restricted}
 
         written = await hop.effect("summary", write)
@@ -309,33 +307,14 @@ def _took(start: datetime | None, end: datetime | None) -> str:
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def write_whole(vault: Path, path: Path, text: str) -> None:
+def write_summary(vault: Path, path: Path, text: str) -> None:
     """Write `vault / path`: whoever looks sees the old file or the new one, whole. Raises `VaultError`."""
     target = vault / path
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(target.parent)
+        write_whole(target, text.encode(), replace=True)
     except OSError as error:
         raise VaultError(
             f"cannot write the summary into the vault {vault}: {error.strerror or error}",
             hint="make room, or set `vault` to a directory that can be written",
         ) from None
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
