@@ -119,7 +119,7 @@ async def test_deadlines_fire_with_and_without_the_handler_Q14_P6(queue: Queue) 
     assert (await queue.task(asked)).state == "expired"
 
 
-async def test_a_task_past_its_ttl_is_never_claimed_Q7(queue: Queue, pool: Pool) -> None:
+async def test_a_task_past_its_ttl_is_never_claimed_and_its_wait_is_seen_Q7_T3(queue: Queue, pool: Pool) -> None:
     task_id = await accept(queue, ttl=timedelta(microseconds=1))
     assert await claim(queue) is None
     await queue.sweep()
@@ -127,6 +127,7 @@ async def test_a_task_past_its_ttl_is_never_claimed_Q7(queue: Queue, pool: Pool)
     async with pool.connection() as connection:
         cursor = await connection.execute("SELECT kind, recipient FROM tracekit.outbox WHERE task_id = %s", [task_id])
         assert await cursor.fetchall() == [("task_expired", "operator")]
+    assert (await spans(pool, task_id))[ids.queue_span_id(task_id, 1, 1)] == "wait queue router"
 
 
 async def test_released_and_rested_hops_keep_their_attempts_Q13(queue: Queue) -> None:

@@ -56,8 +56,8 @@ async def deliver_one(
             "  ORDER BY urgent DESC, due_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
             " UPDATE tracekit.outbox AS o SET attempts = attempts + 1, due_at = clock_timestamp() + %s"
             " FROM due, tracekit.tasks AS t WHERE o.id = due.id AND t.id = o.task_id"
-            " RETURNING o.id, o.task_id, t.trace_id, t.requester, t.data_tier, o.recipient, o.kind, o.urgent, o.title, o.body,"
-            "   o.data, o.created_at, o.attempts",
+            " RETURNING o.id, o.task_id, t.trace_id, t.requester, t.data_tier, o.recipient, o.kind, o.urgent, o.title,"
+            "   o.body, o.data, o.created_at, o.attempts",
             [_LEASE],
         )
         notification = await cursor.fetchone()

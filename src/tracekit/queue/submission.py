@@ -13,6 +13,7 @@ from tracekit import ids
 from tracekit.envelope import Envelope
 from tracekit.queue.model import Json, Wakeup
 from tracekit.queue.payload import storable
+from tracekit.queue.skeleton import send_attributes
 from tracekit.tracing import semconv
 from tracekit.tracing.spans import AttributeValue, SpanKind
 
@@ -101,20 +102,6 @@ class Submission:
                 }
             )
         return spans
-
-
-def send_attributes(task_id: str, hop: int, mode: str) -> dict[str, AttributeValue]:
-    """Attributes of a hop's creation (semantic conventions for messaging, `send`)."""
-    return {
-        semconv.MESSAGING_SYSTEM: semconv.SYSTEM,
-        semconv.MESSAGING_OPERATION: "send",
-        semconv.MESSAGING_OPERATION_TYPE: "send",
-        semconv.MESSAGING_DESTINATION: mode,
-        semconv.MESSAGING_MESSAGE_ID: f"{task_id}/{hop}",
-        semconv.TASK_ID: task_id,
-        semconv.HOP: hop,
-        semconv.MODE: mode,
-    }
 
 
 INSERT_TASKS: LiteralString = """

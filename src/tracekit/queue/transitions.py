@@ -7,8 +7,8 @@ one step: the next position, the events, the skeleton spans, the notifications.
 from __future__ import annotations
 
 import random
-from datetime import timedelta
-from typing import Any, assert_never
+from datetime import datetime, timedelta
+from typing import assert_never
 
 from tracekit import ids
 from tracekit.envelope import DataTier, Envelope, Origin, RetryPolicy, TaskRequest
@@ -30,21 +30,12 @@ from tracekit.queue.model import (
     Signal,
 )
 from tracekit.queue.payload import plain_text
-from tracekit.queue.submission import Submission, send_attributes
+from tracekit.queue.skeleton import attempt_span, dlq_span, queue_span, root_span, send_span, wait_span
+from tracekit.queue.submission import Submission
 from tracekit.tracing import semconv
-from tracekit.tracing.spans import AttributeValue, Span, SpanKind, SpanLink, StatusCode
 
 REVIEW_TTL = timedelta(days=14)
 """How long a review task waits for the operator. The dead task itself stays in the DLQ after it."""
-
-END_STATUS: dict[str, StatusCode] = {
-    "done": StatusCode.OK,
-    "failed": StatusCode.ERROR,
-    "abandoned": StatusCode.ERROR,
-    # A task that a person or the clock stopped did as it was told: no error, no success.
-    "expired": StatusCode.UNSET,
-    "rejected": StatusCode.UNSET,
-}
 
 
 def end_attempt(
@@ -110,24 +101,7 @@ def close_wait(
     changes.event(
         position, "wait.closed", wait=wait.kind, resolution=resolution, sent_by=signal.sent_by if signal else None
     )
-    changes.spans.append(
-        Span(
-            trace_id=position.trace_id,
-            span_id=ids.wait_span_id(position.task_id, position.hop, position.wait_attempt),
-            parent_span_id=ids.send_span_id(position.task_id, position.hop),
-            task_id=position.task_id,
-            name=f"wait {wait.kind}",
-            kind=SpanKind.INTERNAL,
-            start_time=wait.opened_at,
-            end_time=changes.now,
-            attributes={
-                **_identity(position),
-                semconv.WAIT_KIND: wait.kind,
-                semconv.WAIT_RESOLUTION: resolution,
-            },
-            links=(_link(position, position.wait_attempt, "parked_by"),),
-        )
-    )
+    changes.spans.append(wait_span(position, changes.now, resolution))
 
 
 def resume(changes: Changes, position: Position) -> None:
@@ -145,28 +119,30 @@ def expire(changes: Changes, position: Position, why: str) -> None:
     """The task's time is over: it ends unexecuted, and the operator is told what it was."""
     if position.state == "parked":
         close_wait(changes, position, "deadline", None, None)
+    elif position.state == "ready":
+        changes.spans.append(queue_span(position, position.attempt + 1, changes.now))
     summary = f"Expired in {position.mode}: {why}."
     changes.notice(position.task_id, _summary(position, "expired", summary))
     end_task(changes, position, "expired", summary)
 
 
-def redrive(changes: Changes, position: Position, hop: int, input: Json, dead_since: Any, by: str) -> None:
+def redrive(changes: Changes, position: Position, hop: int, input: Json, dead_since: datetime, by: str) -> None:
     """A dead task goes on: its dead hop again, as a new hop with its attempts unspent. The ttl does not return: the
     operator has just said that the task is worth doing.
     """
-    _dlq_span(changes, position, dead_since, "redriven")
+    changes.spans.append(dlq_span(position, dead_since, changes.now, "redriven"))
     changes.event(position, "task.redriven", by=by, hop=hop)
     changes.resolve_dead(position, None, None)
     changes.new_hop(position, hop, position.mode, position.persona, input)
-    changes.spans.append(_send_span(changes, position, hop, position.mode))
+    changes.spans.append(send_span(position, changes.now, hop, position.mode))
     changes.move(
         position, "ready", hop=hop, attempt=0, max_attempts=position.retry_policy.max_attempts, expires_at=None
     )
 
 
-def abandon(changes: Changes, position: Position, dead_since: Any, by: str) -> None:
+def abandon(changes: Changes, position: Position, dead_since: datetime, by: str) -> None:
     """A dead task ends for good."""
-    _dlq_span(changes, position, dead_since, "abandoned")
+    changes.spans.append(dlq_span(position, dead_since, changes.now, "abandoned"))
     summary = f"Abandoned by {by} after {position.attempt} attempts in {position.mode}."
     changes.resolve_dead(position, "abandoned", summary)
     _record_end(changes, position, "abandoned", summary)
@@ -180,7 +156,7 @@ def _hand_off(changes: Changes, position: Position, ending: HandOff) -> None:
     hop = position.hop + 1
     _attempt(changes, position, "handed_off", next={"hop": hop, "mode": ending.mode})
     changes.new_hop(position, hop, ending.mode, ending.persona or position.persona, ending.input)
-    changes.spans.append(_send_span(changes, position, hop, ending.mode))
+    changes.spans.append(send_span(position, changes.now, hop, ending.mode))
     changes.raise_flags(position, ending.destructive, ending.tags, timedelta(0))
     changes.move(
         position,
@@ -332,23 +308,10 @@ def review_key(task_id: str, hop: int) -> str:
 # --- the record -----------------------------------------------------------------------------------------------------
 
 
-def _identity(position: Position) -> dict[str, AttributeValue | None]:
-    return {
-        semconv.TASK_ID: position.task_id,
-        semconv.HOP: position.hop,
-        semconv.MODE: position.mode,
-        semconv.PERSONA: position.persona,
-    }
-
-
-def _link(position: Position, attempt: int, why: str) -> SpanLink:
-    return SpanLink(position.trace_id, ids.attempt_span_id(position.task_id, position.hop, attempt), why)
-
-
 def _attempt(
     changes: Changes, position: Position, outcome: str, *, failure: tuple[str, str] | None = None, **data: Json
 ) -> None:
-    """The record of a claim: its event, the span of its wait for a worker, and its own CONSUMER span."""
+    """The record of a claim: its event, the span of its wait for a worker, and its own."""
     assert position.claimed_at is not None, "an attempt begins with a claim"
     changes.event(
         position,
@@ -361,114 +324,13 @@ def _attempt(
         error={"type": failure[0], "message": failure[1]} if failure else None,
         **data,
     )
-    send = ids.send_span_id(position.task_id, position.hop)
-    identity = {**_identity(position), semconv.ATTEMPT: position.attempt}
-    changes.spans.append(
-        Span(
-            trace_id=position.trace_id,
-            span_id=ids.queue_span_id(position.task_id, position.hop, position.attempt),
-            parent_span_id=send,
-            task_id=position.task_id,
-            name=f"wait queue {position.mode}",
-            kind=SpanKind.INTERNAL,
-            start_time=position.ready_at,
-            end_time=position.claimed_at,
-            attributes={**identity, semconv.WAIT_KIND: "queue"},
-        )
-    )
-    links = [SpanLink(position.trace_id, send, "creation")]
-    if position.attempt > 1:
-        links.append(_link(position, position.attempt - 1, "retry_of"))
-    # What went wrong may quote what the task is about: of a restricted task the trace gets the error's type alone.
-    message = failure[1] if failure and position.data_tier is not DataTier.RESTRICTED else ""
-    changes.spans.append(
-        Span(
-            trace_id=position.trace_id,
-            span_id=position.span_id,
-            parent_span_id=send,
-            task_id=position.task_id,
-            name=f"process {position.mode}",
-            kind=SpanKind.CONSUMER,
-            start_time=position.claimed_at,
-            end_time=changes.now,
-            status=StatusCode.ERROR if failure else StatusCode.UNSET,
-            status_message=plain_text(message, 500),
-            attributes={
-                **identity,
-                semconv.MESSAGING_SYSTEM: semconv.SYSTEM,
-                semconv.MESSAGING_OPERATION: "process",
-                semconv.MESSAGING_OPERATION_TYPE: "process",
-                semconv.MESSAGING_DESTINATION: position.mode,
-                semconv.MESSAGING_MESSAGE_ID: f"{position.task_id}/{position.hop}",
-                semconv.MESSAGING_CLIENT_ID: position.worker,
-                semconv.OUTCOME: outcome,
-                semconv.ERROR_TYPE: failure[0] if failure else None,
-            },
-            links=tuple(links),
-        )
-    )
-
-
-def _send_span(changes: Changes, position: Position, hop: int, mode: str) -> Span:
-    return Span(
-        trace_id=position.trace_id,
-        span_id=ids.send_span_id(position.task_id, hop),
-        parent_span_id=position.root_span_id,
-        task_id=position.task_id,
-        name=f"send {mode}",
-        kind=SpanKind.PRODUCER,
-        start_time=changes.now,
-        end_time=changes.now,
-        attributes=dict(send_attributes(position.task_id, hop, mode)),
-        links=(_link(position, position.attempt, "handed_off_by"),),
-    )
-
-
-def _dlq_span(changes: Changes, position: Position, dead_since: Any, resolution: str) -> None:
-    changes.spans.append(
-        Span(
-            trace_id=position.trace_id,
-            span_id=ids.review_span_id(position.task_id, position.hop),
-            parent_span_id=ids.send_span_id(position.task_id, position.hop),
-            task_id=position.task_id,
-            name="wait dlq",
-            kind=SpanKind.INTERNAL,
-            start_time=dead_since,
-            end_time=changes.now,
-            attributes={
-                **_identity(position),
-                semconv.WAIT_KIND: "dlq",
-                semconv.WAIT_RESOLUTION: resolution,
-            },
-            links=(_link(position, position.attempt, "parked_by"),),
-        )
-    )
+    changes.spans.append(queue_span(position, position.attempt, position.claimed_at))
+    changes.spans.append(attempt_span(position, changes.now, outcome, failure))
 
 
 def _record_end(changes: Changes, position: Position, outcome: EndState, summary: str) -> None:
     changes.event(position, "task.ended", outcome=outcome, summary=plain_text(summary) or None)
-    changes.spans.append(
-        Span(
-            trace_id=position.trace_id,
-            span_id=position.root_span_id,
-            parent_span_id=position.parent_span_id,
-            task_id=position.task_id,
-            name=f"task {position.origin}",
-            kind=SpanKind.INTERNAL,
-            start_time=position.task_created_at,
-            end_time=changes.now,
-            status=END_STATUS[outcome],
-            attributes={
-                semconv.TASK_ID: position.task_id,
-                semconv.ORIGIN: position.origin,
-                semconv.SURFACE: position.surface,
-                semconv.REQUESTER: position.requester,
-                semconv.PRIORITY: position.priority.value,
-                semconv.DATA_TIER: position.data_tier.value,
-                semconv.OUTCOME: outcome,
-            },
-        )
-    )
+    changes.spans.append(root_span(position, changes.now, outcome))
 
 
 def _summary(position: Position, outcome: str, summary: str) -> Notice:
