@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -341,6 +344,42 @@ async def test_without_the_database_503_and_then_fine_again(tmp_path: Any) -> No
                 assert spans[0]["status"] == 2
                 while (await served.get("/readyz")).status_code != 200:
                     pass
+        finally:
+            await pool.close()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_while_the_database_is_frozen_answers_come_in_time(tmp_path: Any) -> None:
+    """A server that is stopped in its tracks takes connections and requests to cancel, and answers none of them."""
+    with ThrowawayServer() as server:
+        dsn = server.create_database()
+        await migrate(dsn)
+        pool = await open_pool(dsn, min_size=2, max_size=4, name="test", autocommit=True)
+        try:
+            async with serving(make_settings(tmp_path), Queue(pool), patience=timedelta(seconds=1)) as served:
+                assert (await served.post("/v1/tasks", wish())).status_code == 202
+                postmaster = server.server.status().pid
+                assert postmaster is not None
+                frozen = [postmaster, *children(postmaster)]
+                try:
+                    for pid in frozen:
+                        os.kill(pid, signal.SIGSTOP)
+                    for _ in range(2):
+                        began = time.monotonic()
+                        assert (await served.post("/v1/tasks", wish(idempotency_key="k2"))).status_code == 503
+                        assert time.monotonic() - began < 2
+                    began = time.monotonic()
+                    assert (await served.get("/readyz")).status_code == 503
+                    assert time.monotonic() - began < 2
+                finally:
+                    for pid in frozen:
+                        os.kill(pid, signal.SIGCONT)
+                while (await served.post("/v1/tasks", wish(idempotency_key="k2"))).status_code == 503:
+                    pass
+                assert len(await served.tasks()) == 2
         finally:
             await pool.close()
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tracekit.ingress.context import ingress_of
-from tracekit.ingress.database import AWAY, RETRY_AFTER
+from tracekit.ingress.database import AWAY, RETRY_AFTER, within
 from tracekit.ingress.exchange import exchange_of
 from tracekit.ingress.problems import Reason, Refused, answer, database_away, hinted
 from tracekit.instruments import exposition
@@ -29,7 +29,7 @@ class Readiness:
     def __init__(self, queue: Queue, listener: Callable[[], str] | None, *, timeout: timedelta) -> None:
         self._queue = queue
         self._listener = listener
-        self._timeout = timeout.total_seconds()
+        self._timeout = timeout
         self._looking = asyncio.Lock()
         self._looked_at = 0.0
         self._refused: Refused | None = None
@@ -48,21 +48,24 @@ class Readiness:
             return self._refused
 
     async def _look(self) -> Refused | None:
-        # After a restart each idle connection of the pool fails once, and is replaced by that.
         try:
-            async with asyncio.timeout(self._timeout):
-                while True:
-                    try:
-                        async with self._queue.connection() as connection:
-                            await connection.execute("SELECT 1")
-                            await check_schema(connection)
-                        return None
-                    except AWAY:
-                        await asyncio.sleep(0.02)
+            await within(self._timeout, self._reach())
         except TimeoutError:
             return database_away()
         except DatabaseError as error:
             return hinted(Reason.DATABASE_AWAY, error)
+        return None
+
+    async def _reach(self) -> None:
+        # After a restart each idle connection of the pool fails once, and is replaced by that.
+        while True:
+            try:
+                async with self._queue.connection() as connection:
+                    await connection.execute("SELECT 1")
+                    await check_schema(connection)
+                return
+            except AWAY:
+                await asyncio.sleep(0.02)
 
 
 @router.api_route("/healthz", methods=["GET", "HEAD"])
