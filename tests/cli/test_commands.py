@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import click
 import pytest
 
-from tests.cli.running import Cli
+from tests.cli.running import COMMAND, Cli
 from tests.queue.driving import accept, settle, take
 from tests.queue.test_audit import histories
 from tracekit import __version__
@@ -282,3 +283,26 @@ def test_durations(text: str, seconds: float) -> None:
 def test_durations_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize("command", [("tasks", "show"), ("tasks", "list", "--requester"), ("follow", "--json")])
+async def test_an_argument_that_is_not_text_is_wrong_input(cli: Cli, command: tuple[str, ...]) -> None:
+    ran = await cli(*command, os.fsdecode(b"\xff"))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("tracekit: an argument is not text")
+
+
+async def test_a_screen_without_the_characters_shows_others(cli: Cli, queue: Queue) -> None:
+    submitted = await cli.ok("submit", "note: coffee ☕", "--json")
+    ran = await cli.ok("tasks", "show", submitted.json["task_id"], PYTHONIOENCODING="latin-1")
+    assert "note: coffee ?" in ran.out
+
+
+async def test_a_full_disk_is_no_fault_of_tracekits(cli: Cli, queue: Queue) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "config", "show", env=cli.environment, stdout=os.open("/dev/full", os.O_WRONLY),
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, err = await process.communicate()
+    assert process.returncode == 1
+    assert err.startswith(b"tracekit: the system refused: [Errno 28]")

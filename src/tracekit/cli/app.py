@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import sys
@@ -100,6 +101,9 @@ pass_app = click.make_pass_decorator(App)
 def run(cli: click.Group, arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit code. Every error becomes one line on stderr."""
     app = App()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A screen that lacks a character shows another in its place.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = cli.main(args=arguments, prog_name="tracekit", standalone_mode=False, obj=app)
         sys.stdout.flush()
@@ -123,6 +127,10 @@ def run(cli: click.Group, arguments: list[str] | None = None) -> int:
         return _report(app, error, f"the database went away: {error}", "try again; `tracekit db status`")
     except psycopg.Error as error:
         return _report(app, error, f"the database refused: {error}", "`--debug` shows where; please report it")
+    except UnicodeEncodeError as error:
+        return _report(app, error, "an argument is not text in UTF-8", "check the encoding of what is given", 2)
+    except OSError as error:
+        return _report(app, error, f"the system refused: {error}", "`--debug` shows where")
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         return _report(app, error, message, "this is a fault of tracekit; `--debug` shows where, please report it")
