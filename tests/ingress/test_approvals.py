@@ -113,7 +113,10 @@ async def test_opening_a_link_shows_the_exact_plan_and_changes_nothing(asked: As
 async def test_everything_on_the_page_is_escaped(queue: Queue, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, guardian=GuardianSettings.model_validate({"approval_secret": SECRET.decode()}))
     async with httpx.AsyncClient() as http, serving(settings, queue) as served:
-        step: dict[str, Any] = {"capability": "note.write", "arguments": {"path": "a.md", "text": "</pre><script>alert(2)</script>"}}
+        step: dict[str, Any] = {
+            "capability": "note.write",
+            "arguments": {"path": "a.md", "text": "</pre><script>alert(2)</script>"},
+        }
         plan = {"steps": [{**step, "destructive": True}]}
         # An override of the direction makes one text look like another, and a terminal's escape may do anything.
         step["arguments"]["text"] += "\u202eneddih"

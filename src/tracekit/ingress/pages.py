@@ -1,6 +1,7 @@
 """The few HTML pages: a plan to decide on, the decision, and a refusal as a person's browser should show it.
 
-Everything that comes from elsewhere is escaped, and cannot pass for what it is not; nothing is loaded, and no script runs.
+Everything that comes from elsewhere is escaped, and cannot pass for what it is not. Nothing is loaded, and no script
+runs.
 """
 
 from __future__ import annotations
