@@ -6,7 +6,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.postgres import ThrowawayServer
-from tracekit.postgres import DatabaseError, UnreachableError, UnsupportedServerError, connect, open_pool
+from tracekit.postgres import UnreachableError, UnsupportedServerError, connect, open_pool
 from tracekit.postgres.connection import refuse_version
 
 
@@ -34,25 +34,14 @@ async def test_broken_connection_leaves_the_pool_and_is_replaced(dsn: str) -> No
         assert pool.get_stats()["returns_bad"] == 1
 
 
-@pytest.mark.parametrize(("pooler", "threshold"), [("transaction", None), ("session", 5), ("none", 5)])
-async def test_transaction_pooler_turns_prepared_statements_off(
-    dsn: str, pooler: str, threshold: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACEKIT_POOLER", pooler)
+@pytest.mark.parametrize(("pooler", "threshold"), [(True, None), (False, 5)])
+async def test_transaction_pooler_turns_prepared_statements_off(dsn: str, pooler: bool, threshold: int | None) -> None:
     async with (
-        await open_pool(dsn, min_size=1, max_size=1, name="pool") as pool,
+        await open_pool(dsn, min_size=1, max_size=1, name="pool", transaction_pooler=pooler) as pool,
         pool.connection() as conn,
-        await connect(dsn) as single,
+        await connect(dsn, transaction_pooler=pooler) as single,
     ):
         assert conn.prepare_threshold == single.prepare_threshold == threshold
-    async with await connect(dsn, transaction_pooler=True) as single:
-        assert single.prepare_threshold is None
-
-
-async def test_pooler_that_is_not_known_is_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACEKIT_POOLER", "statement")
-    with pytest.raises(DatabaseError, match="TRACEKIT_POOLER=statement"):
-        await connect(dsn)
 
 
 @pytest.mark.parametrize("where", ["host=127.0.0.1 port=1", "host=/nonexistent"])

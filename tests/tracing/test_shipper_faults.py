@@ -141,9 +141,8 @@ async def test_t6_an_immediate_stop_of_postgresql_repeats_at_most_the_batch_unde
 
 
 async def test_t6_each_once_through_a_pooler_in_transaction_mode(
-    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector, monkeypatch: pytest.MonkeyPatch
+    dsn: str, pool: Pool, receiver: OtlpReceiver, collector: Collector
 ) -> None:
-    monkeypatch.setenv("TRACEKIT_POOLER", "transaction")
     async with (
         pgbouncer(dsn) as pooled,
         running(shipper(pooled, collector, batch_rows=7)),

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from tracekit.postgres import Pool
 from tracekit.queue import Done, HandOff, Outcome, Queue
 from tracekit.tracing.hop import current_hop
 from tracekit.workers.mode import Hop, Mode, Services
+from tracekit.workers.personas import Persona, Personas
 from tracekit.workers.worker import Worker
 
 QUICK = WorkerSettings(
@@ -52,11 +54,11 @@ def mode_of(handler: Handler, called: str = "router") -> type[Mode[Text]]:
 
 @asynccontextmanager
 async def working(
-    queue: Queue, *modes: type[Mode[Any]], settings: WorkerSettings = QUICK
+    queue: Queue, *modes: type[Mode[Any]], settings: WorkerSettings = QUICK, personas: Personas | None = None
 ) -> AsyncIterator[asyncio.Event]:
     stop = asyncio.Event()
     async with httpx.AsyncClient() as http:
-        services = Services(Settings(worker=settings), queue, http)
+        services = Services(Settings(worker=settings), queue, http, personas or Personas({}))
         worker = Worker(services, [mode(services) for mode in modes], settings)
         running = asyncio.create_task(worker.run(stop))
         sweeping = asyncio.create_task(_sweep(queue))
@@ -223,3 +225,20 @@ async def test_a_handler_sees_its_place_in_the_trace_T1_T8(queue: Queue) -> None
         await until(queue, await accept(queue), "done")
     assert seen["span"] == seen["expected"]
     assert seen["expected"] in seen["environment"]
+
+
+async def test_a_handler_has_the_persona_of_its_route(queue: Queue, tmp_path: Path) -> None:
+    (tmp_path / "butler.md").write_text("---\nname: butler\nmodel: small\n---\nBe brief.\n")
+    seen: list[Persona | None] = []
+
+    async def route(hop: Hop[Text]) -> Outcome:
+        seen.append(hop.persona)
+        return HandOff("executor", persona="butler")
+
+    async def act(hop: Hop[Text]) -> Outcome:
+        seen.append(hop.persona)
+        return Done()
+
+    async with working(queue, mode_of(route), mode_of(act, "executor"), personas=Personas.load(tmp_path)):
+        await until(queue, await accept(queue), "done")
+    assert seen == [None, Persona(name="butler", model="small", prompt="Be brief.")]

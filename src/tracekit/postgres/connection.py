@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -11,7 +9,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from .binaries import MINIMUM_MAJOR
 from .dsn import redact_dsn, with_defaults
-from .errors import DatabaseError, UnreachableError, UnsupportedServerError
+from .errors import UnreachableError, UnsupportedServerError
 
 # psycopg's own default: a statement is prepared when it is executed for the fifth time.
 _PREPARE_AFTER = 5
@@ -25,7 +23,7 @@ Pool = AsyncConnectionPool[Connection]
 
 
 async def connect(
-    dsn: str, *, name: str = "", autocommit: bool = False, transaction_pooler: bool | None = None
+    dsn: str, *, name: str = "", autocommit: bool = False, transaction_pooler: bool = False
 ) -> Connection:
     """One connection; see `open_pool` for what is set. `name` is its application_name.
 
@@ -55,7 +53,7 @@ async def open_pool(
     max_size: int,
     name: str,
     autocommit: bool = False,
-    transaction_pooler: bool | None = None,
+    transaction_pooler: bool = False,
     acquire_timeout: float = 30.0,
 ) -> Pool:
     """An open pool with `min_size` connections ready.
@@ -66,8 +64,7 @@ async def open_pool(
     jitter, for as long as it takes. `acquire_timeout`: seconds to wait for a free connection before
     psycopg_pool.PoolTimeout, and for the first ones here.
 
-    `transaction_pooler` turns off prepared statements, which a pooler in transaction mode breaks;
-    by default that is so if `TRACEKIT_POOLER=transaction`.
+    `transaction_pooler` turns off prepared statements, which a pooler in transaction mode breaks.
 
     Raises UnreachableError or UnsupportedServerError; neither shows the password.
     """
@@ -109,15 +106,7 @@ def refuse_version(version: int) -> None:
         )
 
 
-def _prepare_threshold(transaction_pooler: bool | None) -> int | None:
-    if transaction_pooler is None:
-        pooler = os.environ.get("TRACEKIT_POOLER", "")
-        if pooler not in ("", "none", "session", "transaction"):
-            raise DatabaseError(
-                f"TRACEKIT_POOLER={pooler} is not known",
-                hint="It is transaction, session or none.",
-            )
-        transaction_pooler = pooler == "transaction"
+def _prepare_threshold(transaction_pooler: bool) -> int | None:
     return None if transaction_pooler else _PREPARE_AFTER
 
 

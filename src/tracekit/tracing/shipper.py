@@ -164,7 +164,8 @@ class SpanShipper:
     async def _turn(self) -> Turn | None:
         if self._connection is None:
             async with asyncio.timeout(self._database_timeout):
-                self._connection = await connect(self._dsn, name="tracekit shipper")
+                # Nothing is prepared by name, so that a pooler in transaction mode may stand in between.
+                self._connection = await connect(self._dsn, name="tracekit shipper", transaction_pooler=True)
         # In a turn the collector may be asked twice without a word to the database between.
         idle = 2 * self._delivery_timeout + self._database_timeout
         return await Turn.begin(self._connection, step_timeout=self._database_timeout, idle=idle)

@@ -41,6 +41,7 @@ from tracekit.errors import TracekitError
 from tracekit.queue import Outcome, Position, Queue, Resumption
 from tracekit.queue.model import Json
 from tracekit.tracing.context import TraceContext
+from tracekit.workers.personas import Persona, Personas
 
 Input = TypeVar("Input", bound=BaseModel)
 
@@ -59,6 +60,8 @@ class Services:
     queue: Queue
     http: httpx.AsyncClient
     """Instrumented: a request made in a hop is a CLIENT span of its attempt and carries `traceparent`."""
+    personas: Personas = field(default_factory=lambda: Personas({}))
+    """Those of the configured directory."""
 
 
 class BlockingHop:
@@ -98,6 +101,11 @@ class Hop(Generic[Input]):
     def resumption(self) -> Resumption | None:
         """How a parked hop came back, or None at its first run. `signal` None: by its deadline."""
         return self.task.resumption
+
+    @property
+    def persona(self) -> Persona | None:
+        """The character that the route gave the task: its prompt, tools and model, where a file describes them."""
+        return self.services.personas.get(self.task.persona) if self.task.persona else None
 
     @property
     def trace(self) -> TraceContext:

@@ -18,6 +18,7 @@ from tracekit.workers.depths import DepthReader
 from tracekit.workers.loops import end, keep
 from tracekit.workers.mode import Mode, Services, UnknownMode, installed_modes
 from tracekit.workers.notifications import Deliverer
+from tracekit.workers.personas import Personas
 from tracekit.workers.substrate import Substrate
 from tracekit.workers.worker import Worker
 
@@ -50,6 +51,7 @@ class Runtime:
         self._substrate = substrate
         self._tracing = tracing
         self._modes = chosen_modes(modes)
+        self._personas = Personas.load(substrate.settings.personas)
         self.listener_state = "starting"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -61,7 +63,7 @@ class Runtime:
             instrument_handlers(self._tracing.provider).client(http)
             # What carries tracekit's own news makes no spans: it belongs to no hop (T9).
             async with httpx.AsyncClient(timeout=30) as plain:
-                services = Services(settings, substrate.queue, http)
+                services = Services(settings, substrate.queue, http, self._personas)
                 modes = [mode(services) for mode in self._modes.values()]
                 worker = Worker(services, modes, settings.worker)
                 shipper = SpanShipper(substrate.listen_dsn, self._tracing.collector, resource=self._tracing.resource)
