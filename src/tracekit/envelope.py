@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -93,9 +94,18 @@ Name = Annotated[Text, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-
 TraceId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$"), AfterValidator(_nonzero)]
 SpanId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$"), AfterValidator(_nonzero)]
 
+
+def _number_or_iso(value: object) -> object:
+    # The parser also takes `true` for a second, and clock times.
+    if isinstance(value, bool) or (isinstance(value, str) and not value.startswith(("P", "-P", "+P"))):
+        raise ValueError("must be a number of seconds, or an ISO 8601 duration such as PT15M")
+    return value
+
+
 Seconds = Annotated[
     timedelta,
     Field(strict=False),
+    BeforeValidator(_number_or_iso),
     PlainSerializer(lambda value: value.total_seconds(), return_type=float),
     WithJsonSchema({"type": ["number", "string"], "description": "seconds, or an ISO 8601 duration such as PT15M"}),
 ]
@@ -120,7 +130,7 @@ class RetryPolicy(_Strict):
     """Claims of one hop before it goes to the DLQ. More tolerate longer outages; fewer show a poison task sooner."""
     initial_delay: Annotated[Seconds, Field(gt=timedelta(0), le=LONGEST)] = timedelta(seconds=2)
     """The ceiling of the first rest."""
-    multiplier: Annotated[float, Field(ge=1, le=10, strict=False)] = 2.0
+    multiplier: Annotated[float, Field(ge=1, le=10)] = 2.0
     """How much the ceiling grows with each attempt."""
     max_delay: Annotated[Seconds, Field(gt=timedelta(0), le=LONGEST)] = timedelta(minutes=5)
     """No rest is longer than this."""

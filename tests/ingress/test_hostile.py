@@ -34,3 +34,14 @@ async def test_json_inside_a_string_is_no_json(served: Served, path: str) -> Non
     response = await served.post(path, json.dumps(inside), token=token)
     assert response.status_code == 422
     assert response.json()["faults"] == [{"field": "", "message": "must be an object"}]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ttl", True), ("ttl", "1 day, 1:00:00"), ("ttl", "00:15"), ("retry_policy", {"multiplier": "2"})],
+)
+async def test_what_is_nearly_right_is_refused(untouched: Served, field: str, value: object) -> None:
+    wish = {"intent": "note: one", "idempotency_key": "nearly", field: value}
+    response = await untouched.post("/v1/tasks", wish)
+    assert response.status_code == 422
+    assert [fault["field"].partition(".")[0] for fault in response.json()["faults"]] == [field]
