@@ -76,6 +76,7 @@ async def test_an_address_that_is_taken_is_said_so(settings: Settings) -> None:
 
 
 async def test_cancelling_it_closes_what_it_opened(settings: Settings, queue: Queue) -> None:
+    before = asyncio.all_tasks()
     sock = bind(settings)
     port = sock.getsockname()[1]
     app = create_app(settings, queue, gauges=DatabaseGauges())
@@ -88,3 +89,4 @@ async def test_cancelling_it_closes_what_it_opened(settings: Settings, queue: Qu
         await serving
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port)).close()
+    assert asyncio.all_tasks() <= before

@@ -82,5 +82,7 @@ async def serve(
         finally:
             stopping.cancel()
             if not serving.done():
-                server.force_exit = server.should_exit = True
+                # Not `force_exit`: it would leave the lifespan, and what runs in it, behind.
+                config.timeout_graceful_shutdown = 0
+                server.should_exit = True
                 await asyncio.gather(serving, return_exceptions=True)
