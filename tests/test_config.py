@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datetime import timedelta
+
 import pytest
 
 from tracekit.config import ConfigError, Settings, load
@@ -40,3 +42,10 @@ def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest
     with pytest.raises(ConfigError, match="user 4711 has no home directory") as caught:
         _ = Settings().data_home
     assert "TRACEKIT_HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize("given", ["30", "30.0", "PT30S"])
+def test_a_variable_says_a_duration_as_the_file_does(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRACEKIT_CONFIG", raising=False)
+    monkeypatch.setenv("TRACEKIT_WORKER__GRACE", given)
+    assert load().worker.grace == timedelta(seconds=30)

@@ -7,20 +7,30 @@ The file is `$TRACEKIT_CONFIG`, or `tracekit/tracekit.toml` in the user's config
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from tracekit.envelope import Name, Origin
 from tracekit.errors import TracekitError
 
 Role = Literal["operator", "household", "system"]
-Span = Annotated[timedelta, Field(gt=timedelta(0))]
+
+
+def _seconds(value: object) -> object:
+    # A variable is a text, also where it says a number.
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value.strip()):
+        return float(value)
+    return value
+
+
+Span = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
 
 
 class ConfigError(TracekitError):
