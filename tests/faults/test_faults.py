@@ -121,7 +121,7 @@ async def test_500_tasks_through_killed_workers_and_a_stopped_server_Q1_Q2_Q3_Q4
         async with pool:
             story = Story(pool, breakable, chance, [Slot(breakable_dsn, start_worker) for _ in range(WORKERS)])
             await story.happen()
-            await asyncio.to_thread(receiver.wait, spans=await story.spans_written(), timeout=60)
+            await asyncio.to_thread(receiver.wait, distinct=await story.spans_written(), timeout=60)
             await story.leave()
             received = receiver.spans()
             await check_tasks(pool, story, ledger)

@@ -56,6 +56,7 @@ class Receiver:
         self.answer = "ok"
         self.requests = 0
         self.spans = 0
+        self.known: set[tuple[str, str]] = set()
 
     def take(self, request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> tuple[int, int]:
         """Keeps a batch as the answer of the time says; HTTP's status and the number of rejected spans."""
@@ -78,6 +79,7 @@ class Receiver:
                 for line in lines:
                     self.file.write(json.dumps(line) + "\n")
                 self.spans += len(lines)
+                self.known |= {(line["trace_id"], line["span_id"]) for line in lines}
             self.requests += 1
             self.changed.notify_all()
             if answer in ("hang", "keep-and-hang"):
@@ -91,10 +93,14 @@ class Receiver:
             self.answer = answer
             self.changed.notify_all()
 
-    def wait(self, spans: int, requests: int, timeout: float) -> dict[str, Any]:
+    def wait(self, spans: int, distinct: int, requests: int, timeout: float) -> dict[str, Any]:
         with self.changed:
-            arrived = self.changed.wait_for(lambda: self.spans >= spans and self.requests >= requests, timeout)
-            return {"arrived": arrived, "spans": self.spans, "requests": self.requests}
+            arrived = self.changed.wait_for(
+                lambda: self.spans >= spans and len(self.known) >= distinct and self.requests >= requests, timeout
+            )
+            return {
+                "arrived": arrived, "spans": self.spans, "distinct": len(self.known), "requests": self.requests,
+            }  # fmt: skip
 
 
 def decode(request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> Iterable[dict[str, Any]]:
@@ -172,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query))
-        found = self.receiver.wait(int(query["spans"]), int(query["requests"]), float(query["timeout"]))
+        least = {name: int(query[name]) for name in ("spans", "distinct", "requests")}
+        found = self.receiver.wait(**least, timeout=float(query["timeout"]))
         self._say(200, json.dumps(found).encode())
 
     def _say(self, status: int, body: bytes) -> None:
@@ -287,9 +294,11 @@ class OtlpReceiver:
         """How it answers from now on; a key of `ANSWERS`."""
         httpx.post(f"{self.endpoint}/control", json={"answer": answer}).raise_for_status()
 
-    def wait(self, *, spans: int = 0, requests: int = 0, timeout: float = 30.0) -> None:
-        """Blocks until so many spans are kept and so many requests were received, since it was started."""
-        query = {"spans": spans, "requests": requests, "timeout": timeout}
+    def wait(self, *, spans: int = 0, distinct: int = 0, requests: int = 0, timeout: float = 30.0) -> None:
+        """Blocks until so many spans, and so many different ones, are kept and so many requests were received, since it
+        was started.
+        """
+        query = {"spans": spans, "distinct": distinct, "requests": requests, "timeout": timeout}
         found = httpx.get(f"{self.endpoint}/wait", params=query, timeout=timeout + 10).raise_for_status().json()
         assert found["arrived"], f"after {timeout} s only {found}"
 

@@ -8,6 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def private_directory(path: Path) -> None:
+    """Make `path` and what is missing above it, for the owner's eyes only. What is there keeps its mode: whoever made
+    it has decided who may look.
+
+    Raises `OSError`.
+    """
+    if not path.is_dir():
+        private_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_whole(path: Path, content: bytes, *, mode: int = 0o666, replace: bool) -> None:
     """Write `path` in a directory that is there: under another name, synced, then put in place. `mode` is subject to
     the umask. Without `replace` a file that is there already stays, and of two writers the first one's counts.

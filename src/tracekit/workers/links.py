@@ -27,7 +27,7 @@ from tracekit.workers.approvals import (
     approval_key,
     in_utc,
 )
-from tracekit.workers.files import write_whole
+from tracekit.workers.files import private_directory, write_whole
 
 _LEAST_SECRET = 16
 
@@ -52,7 +52,7 @@ def load_secret(settings: Settings) -> bytes:
     path = settings.data_home / "approval.key"
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_directory(path.parent)
             write_whole(path, secrets.token_bytes(32), mode=0o600, replace=False)
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"others can read {path}", hint=f"make it private: chmod 600 {path}; or delete it")

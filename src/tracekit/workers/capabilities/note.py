@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from tracekit.queue.model import Json
 from tracekit.workers.capabilities import Capability, Refused, Unavailable
-from tracekit.workers.files import write_whole
+from tracekit.workers.files import private_directory, write_whole
 from tracekit.workers.mode import Hop
 
 LONGEST = 65_536
@@ -86,7 +86,7 @@ def _target(root: Path, note: Note, *, make: bool) -> Path:
     """The file, in a folder that really lies below `root`, whatever links there are on the way."""
     path = root.joinpath(*PurePosixPath(note.path).parts)
     if make:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise Refused(f"the note {note.path} would lie outside the notes directory")
     return path
@@ -102,7 +102,7 @@ def _write(root: Path, note: Note) -> None:
         if existing.exists() and not existing.resolve().is_relative_to(root.resolve()):
             raise Refused(f"the note {note.path} would lie outside the notes directory")
         path = _target(root, note, make=True)
-        write_whole(path, content, mode=0o644, replace=False)
+        write_whole(path, content, replace=False)
         if path.is_symlink() or not path.is_file() or path.read_bytes() != content:
             raise Refused(f"there is another note {note.path} already, and it says something else")
     except (FileExistsError, NotADirectoryError):

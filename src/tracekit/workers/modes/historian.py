@@ -21,7 +21,7 @@ from tracekit.queue.model import Json
 from tracekit.queue.payload import plain_text
 from tracekit.queue.tasks import Event, Task
 from tracekit.tracing.secrets import redact_text, redact_value
-from tracekit.workers.files import write_whole
+from tracekit.workers.files import private_directory, write_whole
 from tracekit.workers.mode import Hop, Mode
 from tracekit.workers.plan import Reviewed
 
@@ -311,7 +311,7 @@ def write_summary(vault: Path, path: Path, text: str) -> None:
     """Write `vault / path`: whoever looks sees the old file or the new one, whole. Raises `VaultError`."""
     target = vault / path
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(target.parent)
         write_whole(target, text.encode(), replace=True)
     except OSError as error:
         raise VaultError(
