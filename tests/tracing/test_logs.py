@@ -233,3 +233,12 @@ def test_lines_go_to_stderr_and_to_one_handler_however_often_it_is_set_up(
     assert captured.out == ""
     assert json.loads(captured.err)["event"] == "once"
     assert sys.stderr is not None
+
+
+def test_libraries_that_say_what_we_say_are_quiet_and_their_errors_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "info")
+    for name in ("httpx", "uvicorn.error", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+        logging.getLogger(name).info("noise")
+    logging.getLogger("uvicorn.error").error("it broke")
+    [line] = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "it broke"

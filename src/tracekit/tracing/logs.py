@@ -32,6 +32,14 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 RESTRICTED: Final = "[restricted]"
 
 _PLACE: Final = frozenset({"timestamp", "level", "logger", "trace_id", "span_id", "task_id", "mode", "persona"})
+_QUIETER: Final = {
+    # A line for each request of a handler says no more than its span, and has the whole address in it.
+    "httpx": logging.WARNING,
+    # What uvicorn says of starting and stopping, tracekit says itself.
+    "uvicorn.error": logging.WARNING,
+    # Each try of each batch; the shipper says it once, when it begins and when it is over.
+    "opentelemetry.exporter": logging.CRITICAL,
+}
 # Names under which tracekit's own lines hold identifiers and kinds, never content.
 _IDENTIFIERS: Final = frozenset(
     {"worker", "state", "kind", "outcome", "error_type", "model", "provider", "capability", "listener", "status"}
@@ -71,8 +79,8 @@ def configure_logging(format: LogFormat = "json", level: LogLevel = "info", *, s
     root.addHandler(handler)
     number = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(number)
-    # A line for each request of a handler says no more than its span, and has the whole address in it.
-    logging.getLogger("httpx").setLevel(max(number, logging.WARNING))
+    for name, least in _QUIETER.items():
+        logging.getLogger(name).setLevel(max(number, least))
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(number),
