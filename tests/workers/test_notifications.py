@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +27,7 @@ from tracekit import instruments
 from tracekit.config import GuardianSettings, NtfySettings, PushoverSettings, Settings
 from tracekit.queue import Done, Notice, Park, Queue
 from tracekit.queue.outbox import Notification
+from tracekit.workers import notifications
 from tracekit.workers.notifications import NTFY_MESSAGE, NTFY_REQUEST, Deliverer, DeliveryFailed
 
 LINKS = {decision: f"https://tracekit.example/approvals/{decision}-abc" for decision in ("approve", "reject", "defer")}
@@ -249,6 +252,32 @@ async def test_credentials_in_a_text_are_taken_out(phone: Phone, http: httpx.Asy
     body = "dsn postgresql://rob:hunter4@db/x failed, password=hunter5"
     await Deliverer(settings(phone), http)(replace(SOME, title="Authorization: Bearer hunter6hunter6", body=body))
     assert "hunter" not in json.dumps(phone.published)
+
+
+async def test_an_answer_without_end_is_given_up(phone: Phone, http: httpx.AsyncClient) -> None:
+    phone.ntfy_fails = (200, b'{"id": "' + b"a" * 1_000_000 + b'"}')
+    with pytest.raises(DeliveryFailed, match="more than 65536 bytes"):
+        await Deliverer(settings(phone), http)(SOME)
+
+
+async def test_an_answer_that_trickles_is_given_up(
+    phone: Phone, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        with suppress(OSError):
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(notifications, "_LONGEST", 0.3)
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
+        phone.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with asyncio.timeout(10):
+            with pytest.raises(DeliveryFailed, match="TimeoutError"):
+                await Deliverer(settings(phone), http)(SOME)
+        server.close()
 
 
 async def test_a_text_cannot_pass_for_another(phone: Phone, http: httpx.AsyncClient) -> None:

@@ -17,6 +17,7 @@ come twice if its receipt could not be recorded.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,10 @@ BUTTONS = {"approve": "Approve", "reject": "Reject", "defer": "Defer"}
 """Decisions and what their buttons say. ntfy shows three at most."""
 
 _TIMEOUT = httpx.Timeout(20, connect=5)
+_LONGEST = 60.0
+"""Seconds for a whole exchange: a server that answers a byte at a time would hold up every other notification."""
+_MOST_ANSWER = 65_536
+"""Bytes of an answer."""
 
 
 class DeliveryFailed(TracekitError):
@@ -144,12 +149,24 @@ class Deliverer:
         return {"channel": "pushover", "receipt": receipt}
 
     async def _post(self, channel: str, url: str, **what: Any) -> tuple[int, dict[str, Any]]:
+        # Uncompressed: a small body may unfold to any size.
+        headers = {**what.pop("headers", {}), "Accept-Encoding": "identity"}
+        body = bytearray()
         try:
-            response = await self._http.post(url, timeout=_TIMEOUT, follow_redirects=False, **what)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            async with (
+                asyncio.timeout(_LONGEST),
+                self._http.stream(
+                    "POST", url, headers=headers, timeout=_TIMEOUT, follow_redirects=False, **what
+                ) as response,
+            ):
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > _MOST_ANSWER:
+                        raise DeliveryFailed(f"{channel} answered more than {_MOST_ANSWER} bytes")
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise DeliveryFailed(f"{channel} cannot be reached ({type(error).__name__})") from None
         try:
-            answer = response.json()
+            answer = json.loads(bytes(body))
         except (ValueError, RecursionError):
             answer = None
         return response.status_code, answer if isinstance(answer, dict) else {}
