@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import click
 import pytest
 
+import tracekit
 from tests.cli.running import COMMAND, Cli
 from tests.queue.driving import accept, settle, take
 from tests.queue.test_audit import histories
@@ -306,3 +308,17 @@ async def test_a_full_disk_is_no_fault_of_tracekits(cli: Cli, queue: Queue) -> N
     _, err = await process.communicate()
     assert process.returncode == 1
     assert err.startswith(b"tracekit: the system refused: [Errno 28]")
+
+
+def test_every_command_that_a_message_names_is_there() -> None:
+    groups = {name: command for name, command in root.commands.items() if isinstance(command, click.Group)}
+    named = {
+        (file.name, *found)
+        for file in Path(tracekit.__file__).parent.rglob("*.py")
+        for found in re.findall(r"`tracekit ([a-z]+)(?: ([a-z]+))?", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    for file, name, below in sorted(named):
+        assert name in root.commands, f"{file}: tracekit {name}"
+        if below and name in groups:
+            assert below in groups[name].commands, f"{file}: tracekit {name} {below}"

@@ -108,7 +108,7 @@ class Guardian(Mode[GuardianInput]):
         ends = f"Without a decision it expires at {in_utc(approval.deadline)} and is not executed."
         if approval.data_tier is DataTier.RESTRICTED:
             title = "A restricted task waits for your decision"
-            body = f"`tracekit approvals show {approval.task_id}` shows it.\n{ends}"
+            body = f"`tracekit approvals approve {approval.task_id}` shows it, and asks.\n{ends}"
         else:
             title = plain_text(f"Approve? {approval.what[0]}", 100)
             steps = "\n".join(f"{number}. {step}" for number, step in enumerate(approval.what, 1))
