@@ -6,13 +6,14 @@ The file is `$TRACEKIT_CONFIG`, or `tracekit/tracekit.toml` in the user's config
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -105,8 +106,9 @@ class IngressSettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8420
     public_url: str = ""
     """How a phone reaches this ingress; approval links begin with it. Empty: http://host:port."""
-    max_body: Annotated[int, Field(ge=1024)] = 1_048_576
-    """Bytes of a request's body; larger ones are refused with 413."""
+    max_body: Annotated[int, Field(ge=1024)] = 4_194_304
+    """Bytes of a request's body; larger ones are refused with 413. A group of 4,000 alerts as Alertmanager sends it has
+    about as many; `max_alerts` there keeps groups smaller."""
     max_depth: Annotated[int, Field(ge=1)] = 100_000
     """Open hops beyond which new tasks are refused with 429 and Retry-After."""
 
@@ -296,10 +298,10 @@ def config_path() -> Path:
     return Path(base) / "tracekit" / "tracekit.toml"
 
 
-def load(path: Path | None = None, **overrides: Any) -> Settings:
+def load(path: Path | None = None, *, may_be_missing: bool = False, **overrides: Any) -> Settings:
     """The settings of `path` (default: `config_path()`), the environment, and `overrides`, the last first.
 
-    Raises `ConfigError` that lists every fault, without the values: some are secrets.
+    A file that somebody has named must be there, unless it `may_be_missing`. Raises `ConfigError` that lists every fault, without the values: some are secrets.
     """
     file = path or config_path()
     values: dict[str, Any] = {}
@@ -308,7 +310,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             values = tomllib.loads(file.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"cannot read {file}: {error}", hint="it must be TOML") from None
-    elif path or os.environ.get("TRACEKIT_CONFIG"):
+    elif not may_be_missing and (path or os.environ.get("TRACEKIT_CONFIG")):
         raise ConfigError(f"there is no configuration file {file}")
     try:
         settings = Settings(**values)
@@ -320,11 +322,37 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         ) from None
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors()
+            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: "
+            + (_unknown(fault["loc"]) if fault["type"] == "extra_forbidden" else fault["msg"])
+            for fault in error.errors()
         )
         raise ConfigError(
             f"the configuration is not valid: {faults}", hint=f"see {file} and TRACEKIT_* variables"
         ) from None
+
+
+def _unknown(location: tuple[int | str, ...]) -> str:
+    """What is said of a setting that there is not, and which one may be meant."""
+    *above, name = map(str, location)
+    found: type[BaseModel] = Settings
+    for part in above:
+        field = found.model_fields.get(part)
+        # A number or a name leads into a list or a table of one kind: the field above has said which.
+        if field is not None and (inner := _model(field.annotation)) is not None:
+            found = inner
+    close = difflib.get_close_matches(name, found.model_fields, n=1)
+    if not close and not above:
+        sections = {section: _model(field.annotation) for section, field in found.model_fields.items()}
+        close = [f"{section}.{name}" for section, model in sections.items() if model and name in model.model_fields][:1]
+    return f"unknown setting, did you mean {close[0]}?" if close else "unknown setting"
+
+
+def _model(annotation: object) -> type[BaseModel] | None:
+    """The model that an annotation is, or is a list or a table of."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one
+    return None
 
 
 def secrets(settings: BaseModel) -> list[str]:

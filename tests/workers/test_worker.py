@@ -119,6 +119,27 @@ async def _exit(hop: Hop[Text]) -> Outcome:
     sys.exit(3)
 
 
+async def _cancelled(hop: Hop[Text]) -> Outcome:
+    raise asyncio.CancelledError
+
+
+async def _interrupt(hop: Hop[Text]) -> Outcome:
+    raise KeyboardInterrupt
+
+
+async def _leave(hop: Hop[Text]) -> Outcome:
+    raise GeneratorExit
+
+
+class Speechless(BaseException):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+async def _speechless(hop: Hop[Text]) -> Outcome:
+    raise Speechless
+
+
 async def _nonsense(hop: Hop[Text]) -> Any:
     return {"outcome": "fine"}
 
@@ -141,6 +162,10 @@ async def _endless(hop: Hop[Text]) -> Outcome:
     [
         (_raise, "ValueError"),
         (_exit, "SystemExit"),
+        (_cancelled, "CancelledError"),
+        (_interrupt, "KeyboardInterrupt"),
+        (_leave, "GeneratorExit"),
+        (_speechless, "Speechless"),
         (_nonsense, "InvalidOutcome"),
         (_unstorable, "InvalidOutcome"),
         (_unstorable_summary, "InvalidOutcome"),

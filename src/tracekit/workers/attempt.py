@@ -50,6 +50,26 @@ async def run_attempt(
         return answer
 
 
+def _asked_to_stop(error: BaseException) -> bool:
+    """Whether this task was told to stop: by the worker's `cancel`, or by the end of the event loop."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return True
+    return False
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "it has a message that cannot be read"
+
+
 async def _answer(
     mode: Mode[Any], position: Position, services: Services, threads: ThreadPoolExecutor, longest: timedelta
 ) -> Answer:
@@ -76,12 +96,12 @@ async def _answer(
         if limit.expired():
             return Failed("timeout", f"{mode.name} took longer than {longest.total_seconds():g} s")
         return Failed("TimeoutError", str(error))
-    except asyncio.CancelledError:
-        raise
-    except (Exception, SystemExit) as error:
-        # A handler that calls sys.exit() ends its attempt, not the worker.
+    except BaseException as error:
+        if _asked_to_stop(error):
+            raise
+        # A handler that calls sys.exit(), or awaits what somebody cancelled, ends its attempt and not the worker.
         log.debug("attempt.raised", exc_info=True)
-        return Failed(type(error).__qualname__, str(error))
+        return Failed(type(error).__qualname__, _said(error))
     if not isinstance(answer, _OUTCOMES):
         return Failed("InvalidOutcome", f"{mode.name} answered {type(answer).__name__}, which is no outcome")
     outcome: Outcome = answer
