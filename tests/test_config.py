@@ -48,3 +48,22 @@ def test_a_variable_says_a_duration_as_the_file_does(given: str, monkeypatch: py
     monkeypatch.delenv("TRACEKIT_CONFIG", raising=False)
     monkeypatch.setenv("TRACEKIT_WORKER__GRACE", given)
     assert load().worker.grace == timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("vualt = '/v'", "vualt: unknown setting, did you mean vault?"),
+        ("heartbeat = 3", "heartbeat: unknown setting, did you mean worker.heartbeat?"),
+        ("[ntfy]\ntopics = 'x'", "ntfy.topics: unknown setting, did you mean topic?"),
+        ("[[tokens]]\nsurfaces = 'x'", "tokens.0.surfaces: unknown setting, did you mean surface?"),
+        ("[principals.ann]\nroll = 'operator'", "principals.ann.roll: unknown setting, did you mean role?"),
+        ("zzzz = 3", "zzzz: unknown setting"),
+    ],
+)
+def test_a_setting_that_is_not_there_is_named_with_one_that_is(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "tracekit.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert f"{said};" in f"{caught.value};"

@@ -301,7 +301,8 @@ def config_path() -> Path:
 def load(path: Path | None = None, *, may_be_missing: bool = False, **overrides: Any) -> Settings:
     """The settings of `path` (default: `config_path()`), the environment, and `overrides`, the last first.
 
-    A file that somebody has named must be there, unless it `may_be_missing`. Raises `ConfigError` that lists every fault, without the values: some are secrets.
+    A file that somebody has named must be there, unless it `may_be_missing`. Raises `ConfigError`
+    that lists every fault, without the values: some are secrets.
     """
     file = path or config_path()
     values: dict[str, Any] = {}
