@@ -33,7 +33,8 @@ def bind(settings: Settings) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise ListenError(
             f"cannot listen on {host}:{port}: {error}",
-            hint="set [ingress] host and port (TRACEKIT_INGRESS__PORT); 0 takes any free one",
+            hint="set --port, or [ingress] host and port (TRACEKIT_INGRESS__PORT), 0 takes any free one;"
+            " or is tracekit already running?",
         ) from None
 
 
