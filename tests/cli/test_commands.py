@@ -106,8 +106,9 @@ async def test_the_dlq_is_listed_shown_redriven_and_abandoned(cli: Cli, queue: Q
     task_id = await accept(queue, intent="dim the hall")
     await settle(queue, await take(queue), GiveUp("no lamp"))
     assert [row["task_id"] for row in (await cli.ok("dlq", "--json")).json] == [task_id]
+    assert " given_up no lamp open dim the hall" in " ".join((await cli.ok("dlq")).out.splitlines()[1].split())
     shown = (await cli.ok("dlq", "show", task_id)).out
-    assert "given_up after 1 attempts" in shown
+    assert "given_up after 1 attempt\n" in shown
     assert "no lamp" in shown
     refused = await cli("dlq", "redrive", task_id, TRACEKIT_CLI_PRINCIPAL="renee")
     assert (refused.code, "renee is not an operator" in refused.err) == (1, True)
@@ -205,6 +206,90 @@ async def test_a_token_is_made_for_a_known_principal(cli: Cli) -> None:
     assert (odd.code, odd.out) == (2, "")
 
 
+async def test_a_saved_token_is_in_the_file_and_alone_on_stdout(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "tracekit.toml"
+    create = ("token", "create", "--principal", "rob", "--save", "--surface")
+    first = await cli(*create, "laptop", TRACEKIT_CONFIG=str(file))
+    assert (first.code, first.out.count("\n")) == (0, 1)
+    assert f"Saved in {file}; a running `tracekit up` or `serve`" in first.err
+    assert "already" not in first.err
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o640)
+    second = await cli(*create, "laptop", "--json", TRACEKIT_CONFIG=str(file))
+    assert "There is a token of rob on laptop already; both are valid." in second.err
+    assert second.json["saved"] == str(file)
+    assert (file.stat().st_mode & 0o777, os.listdir(file.parent)) == (0o640, [file.name])
+    made = tomllib.loads(file.read_text())["tokens"]
+    tokens = [first.out.strip(), second.json["token"]]
+    assert [one["sha256"] for one in made] == [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+
+
+async def test_tokens_that_are_saved_at_once_are_all_kept(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "tracekit.toml"
+    file.write_text("log_level = 'info'")
+    names = [f"surface-{number}" for number in range(4)]
+    await asyncio.gather(*(cli("token", "create", "--principal", "rob", "--surface", one, "--save") for one in names))
+    saved = tomllib.loads(file.read_text())
+    assert sorted(token["surface"] for token in saved["tokens"]) == names
+    assert saved["log_level"] == "info"
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "said"),
+    [("tokens = []\n", {}, "would not be valid"), ("", {"TRACEKIT_TOKENS": "[]"}, "TRACEKIT_TOKENS overrides")],
+)
+async def test_a_token_that_would_not_hold_is_not_saved(
+    cli: Cli, tmp_path: Path, text: str, variables: dict[str, str], said: str
+) -> None:
+    file = tmp_path / "tracekit.toml"
+    file.write_text(text)
+    ran = await cli("token", "create", "--surface", "x", "--principal", "rob", "--save", **variables)
+    assert (ran.code, ran.out, said in ran.err) == (2, "", True)
+    assert (file.read_text(), os.listdir(tmp_path)) == (text, [file.name])
+
+
+@pytest.mark.parametrize("before", ["", "[principals]\nrob = { role = 'operator' }\n"])
+async def test_the_lines_that_add_a_principal_do(cli: Cli, tmp_path: Path, before: str) -> None:
+    file = tmp_path / "tracekit.toml"
+    file.write_text(before)
+    create = ("token", "create", "--surface", "laptop", "--principal", "anna", "--save")
+    ran = await cli(*create)
+    assert (ran.code, ran.out) == (2, "")
+    file.write_text(before + ran.err.split("\n\n", 1)[1])
+    assert (await cli(*create)).code == 0
+    assert {"rob", "anna"} <= set((await cli.ok("config", "show", "--json")).json["values"]["principals"])
+
+
+async def test_words_need_no_quotes(cli: Cli, queue: Queue) -> None:
+    ran = await cli.ok("submit", "note:", "the", "boiler", "--priority", "high")
+    assert (await queue.task(ran.out.strip())).intent == "note: the boiler"
+    assert (await cli.ok("audit")).out.startswith("1 task (0 ended, 1 open, 0 dead), 1 hop, 0 attempts, ")
+
+
+async def test_a_mode_that_is_not_there_is_said_before_the_process_starts(cli: Cli) -> None:
+    ran = await cli("worker", "--modes", "exekutor")
+    assert (ran.out, ran.err.count("\n")) == ("", 1)
+    assert "no installed package brings the mode exekutor" in ran.err
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+async def test_lists_keep_ids_whole_on_narrow_terminals(cli: Cli, queue: Queue, columns: int) -> None:
+    approval = await waiting(queue)
+    dead = await accept(queue, intent="dim the hall and the kitchen and the cellar, please")
+    await settle(queue, await take(queue), GiveUp("no lamp"))
+    for command, ids, more in (
+        ("tasks", [approval, dead], ["STATE", "open", "dead"]),
+        ("approvals", [approval], ["delete the"]),
+        ("dlq", [dead], ["STATE", "open"]),
+    ):
+        async with cli.on_terminal(command, columns=columns) as terminal:
+            assert await terminal.end() == 0
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.shown).splitlines()
+        assert all(len(line) <= columns for line in lines), lines
+        for text in [*ids, *more]:
+            assert any(text in line for line in lines), (text, lines)
+
+
 async def test_config_show_masks_secrets(cli: Cli, tmp_path: Path) -> None:
     secrets = {
         "TRACEKIT_DSN": "postgresql://me:hunter2@db/x",
@@ -225,7 +310,7 @@ async def test_a_broken_configuration_is_one_line(cli: Cli, tmp_path: Path) -> N
     (tmp_path / "tracekit.toml").write_text("[worker]\nleas = 3\n")
     ran = await cli("tasks")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert "worker.leas" in ran.err
+    assert "worker.leas: unknown setting, did you mean lease?" in ran.err
     debug = await cli("--debug", "tasks")
     assert (debug.code, "Traceback" in debug.err) == (2, True)
 

@@ -17,6 +17,7 @@ from tests.support.postgres import ThrowawayServer
 from tracekit.envelope import DataTier
 from tracekit.postgres import migrate, open_pool
 from tracekit.queue import Done, GiveUp, HandOff, Park, Queue
+from tracekit.queue.claim import heartbeat
 from tracekit.queue.model import EndState
 
 
@@ -106,17 +107,20 @@ async def test_on_a_terminal_the_tree_lives_until_the_end(cli: Cli, queue: Queue
     task_id = await accept(queue, "router", intent="turn on the \x1b[31mkitchen\x1b[0m light")
     async with cli.on_terminal("follow", task_id) as terminal:
         await terminal.see("waiting for a worker")
+        await terminal.see("no worker serves router: tracekit up")
         first = await take(queue, "router", worker="hearth-1")
         await terminal.see("on hearth-1")
         await settle(queue, first, HandOff("guardian", persona="butler"))
         await settle(queue, await take(queue, "guardian"), Park("approval", "k", timedelta(hours=1)))
         await terminal.see("waiting for approval")
+        await terminal.see(f"tracekit approvals approve {task_id}")
         await queue.signal("k", {}, dedupe_key="d", sent_by="rob")
         await settle(queue, await take(queue, "guardian"), Done(summary="The light is on."))
         assert await terminal.end() == 0
     shown = plain(terminal.shown)
     final = shown[shown.rindex("turn on the") :]
     assert "├─ router" in final
+    assert "tracekit approvals" not in final
     assert "└─ guardian butler" in final
     assert "├─ wait approval" in final
     assert "signal by rob" in final
@@ -125,6 +129,17 @@ async def test_on_a_terminal_the_tree_lives_until_the_end(cli: Cli, queue: Queue
     assert "The light is on." in final
     assert "\x1b[31mkitchen" not in terminal.shown, "what a task says must not reach the terminal as a command"
     assert all(len(line) <= 100 for line in final.splitlines())
+
+
+async def test_a_worker_that_was_seen_serves_its_modes(cli: Cli, queue: Queue) -> None:
+    task_id = await accept(queue, "router")
+    async with queue.connection() as connection:
+        await heartbeat(connection, "hearth-1", ["router"], "hears", {}, timedelta(seconds=60))
+    async with cli.on_terminal("follow", task_id) as terminal:
+        await terminal.see("waiting for a worker")
+        await settle(queue, await take(queue, "router"), Done())
+        assert await terminal.end() == 0
+    assert "no worker serves" not in terminal.shown
 
 
 async def test_no_color_is_respected(cli: Cli, queue: Queue) -> None:

@@ -28,10 +28,10 @@ Exit codes:
     cls=ListingGroup,
     epilog="""\b
 Examples:
-  tracekit approvals                       what waits
-  tracekit approvals approve 01K9GQ        shows the plan, asks, approves
-  tracekit approvals reject 01K9GQ --reason "not on a Friday"
-  tracekit approvals defer 01K9GQ --for 8h
+  tracekit approvals                         what waits
+  tracekit approvals approve 01K9GQ7F3M      shows the plan, asks, approves
+  tracekit approvals reject 01K9GQ7F3M --reason "not on a Friday"
+  tracekit approvals defer 01K9GQ7F3M --for 8h
 """,
 )
 def approvals() -> None:
@@ -70,6 +70,7 @@ def list_pending(app: App, as_json: bool) -> None:
                 ]
                 for approval in found
             ],
+            expendable=["REQUESTER", "UNTIL", "WHAT"],
         )
 
 
@@ -163,8 +164,8 @@ _reason = click.option("--reason", default="", help="Why; it is kept with the de
     + """
 \b
 Examples:
-  tracekit approvals approve 01K9GQ
-  tracekit approvals approve 01K9GQ --yes --json
+  tracekit approvals approve 01K9GQ7F3M
+  tracekit approvals approve 01K9GQ7F3M --yes --json
 """,
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")
@@ -184,7 +185,7 @@ def approve(ctx: click.Context, app: App, reference: str, yes: bool, reason: str
     + """
 \b
 Examples:
-  tracekit approvals reject 01K9GQ --reason "not on a Friday"
+  tracekit approvals reject 01K9GQ7F3M --reason "not on a Friday"
 """,
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")
@@ -204,7 +205,7 @@ def reject(ctx: click.Context, app: App, reference: str, yes: bool, reason: str,
     + """
 \b
 Examples:
-  tracekit approvals defer 01K9GQ --for 8h
+  tracekit approvals defer 01K9GQ7F3M --for 8h
 """,
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")

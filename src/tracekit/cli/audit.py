@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from tracekit.cli.app import App, pass_app
-from tracekit.cli.output import json_option, to_json
+from tracekit.cli.output import count, json_option, to_json
 from tracekit.cli.parameters import DURATION
 from tracekit.queue.audit import Extent
 from tracekit.queue.audit import audit as check
@@ -61,9 +61,9 @@ def audit(ctx: click.Context, app: App, since: timedelta | None, as_json: bool) 
             click.echo(to_json({"summary": extent, "findings": found}))
         else:
             click.echo(
-                f"{extent.tasks} tasks ({extent.ended} ended, {extent.open} open, {extent.dead} dead),"
-                f" {extent.hops} hops, {extent.attempts} attempts, {extent.spans} spans:"
-                f" {'everything holds together' if not found else f'{found} faults'}"
+                f"{count(extent.tasks, 'task')} ({extent.ended} ended, {extent.open} open, {extent.dead} dead),"
+                f" {count(extent.hops, 'hop')}, {count(extent.attempts, 'attempt')}, {count(extent.spans, 'span')}:"
+                f" {count(found, 'fault') if found else 'everything holds together'}"
             )
         return 1 if found else 0
 

@@ -31,7 +31,7 @@ Examples:
   tracekit demo                                        see it all at work
   tracekit up                                          run it
   tracekit submit "turn on the kitchen light" --follow
-  tracekit follow 01K9GQ                               watch a task
+  tracekit follow 01K9GQ7F3M                           watch a task
 """,
 )
 @click.version_option(__version__, prog_name="tracekit", message="%(prog)s %(version)s")

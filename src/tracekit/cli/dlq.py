@@ -7,21 +7,23 @@ from typing import Literal
 import click
 
 from tracekit.cli.app import App, ListingGroup, announce, pass_app
-from tracekit.cli.output import json_option, print_fields, print_json, print_table, timestamp
+from tracekit.cli.output import count, json_option, print_fields, print_json, print_table, timestamp
 from tracekit.cli.viewer import one_line
 from tracekit.queue import QueueError, TaskNotFound
 from tracekit.queue.deadletters import DeadLetter
 from tracekit.workers.substrate import Substrate
+
+_ERROR_WIDTH = 40
 
 
 @click.group(
     cls=ListingGroup,
     epilog="""\b
 Examples:
-  tracekit dlq                    what lies there
-  tracekit dlq show 01K9GQ        why one of them died
-  tracekit dlq redrive 01K9GQ     try it once more
-  tracekit dlq abandon 01K9GQ     end it for good
+  tracekit dlq                        what lies there
+  tracekit dlq show 01K9GQ7F3M        why one of them died
+  tracekit dlq redrive 01K9GQ7F3M     try it once more
+  tracekit dlq abandon 01K9GQ7F3M     end it for good
 """,
 )
 def dlq() -> None:
@@ -61,20 +63,28 @@ def list_dead(app: App, resolved: bool, limit: int, as_json: bool) -> None:
                     timestamp(entry.died_at),
                     str(entry.attempts),
                     entry.reason,
-                    entry.error_type or "-",
+                    _error(entry),
                     entry.resolution or "open",
                     entry.intent,
                 ]
                 for entry in found
             ],
+            expendable=["DIED", "ATTEMPTS", "REASON", "MODE", "ERROR", "INTENT"],
         )
+
+
+def _error(entry: DeadLetter) -> str:
+    """What it died of, in a few words: the type only where it says more than the reason does."""
+    said = [entry.error_type] if entry.error_type and entry.error_type != entry.reason else []
+    text = one_line(": ".join([*said, entry.error] if entry.error else said)) or "-"
+    return text if len(text) <= _ERROR_WIDTH else f"{text[: _ERROR_WIDTH - 1]}…"
 
 
 @dlq.command(
     "show",
     epilog="""\b
 Examples:
-  tracekit dlq show 01K9GQ
+  tracekit dlq show 01K9GQ7F3M
 """,
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")
@@ -104,7 +114,7 @@ def show(app: App, reference: str, as_json: bool) -> None:
                 ("trace", entry.trace_id),
                 ("intent", one_line(entry.intent)),
                 ("died", f"{timestamp(entry.died_at)} in {entry.mode} (hop {entry.hop})"),
-                ("reason", f"{entry.reason} after {entry.attempts} attempts"),
+                ("reason", f"{entry.reason} after {count(entry.attempts, 'attempt')}"),
                 ("error", ": ".join(one_line(text) for text in (entry.error_type, entry.error) if text)),
                 ("state", resolved),
                 ("review task", entry.review_task_id),
@@ -135,7 +145,7 @@ def _resolve(app: App, reference: str, resolution: Literal["redriven", "abandone
     "redrive",
     epilog="""\b
 Examples:
-  tracekit dlq redrive 01K9GQ && tracekit follow 01K9GQ
+  tracekit dlq redrive 01K9GQ7F3M && tracekit follow 01K9GQ7F3M
 """,
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")
@@ -150,7 +160,7 @@ def redrive(app: App, reference: str, as_json: bool) -> None:
     "abandon",
     epilog="""\b
 Examples:
-  tracekit dlq abandon 01K9GQ
+  tracekit dlq abandon 01K9GQ7F3M
 """,
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")

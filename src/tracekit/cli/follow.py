@@ -17,9 +17,9 @@ from tracekit.cli.notes import vault_note
 from tracekit.cli.output import console, is_terminal, to_json
 from tracekit.cli.story import Story, totals
 from tracekit.cli.tree import header, summary, tree
-from tracekit.cli.viewer import Viewer
+from tracekit.cli.viewer import Viewer, one_line
 from tracekit.postgres import connect
-from tracekit.queue.follow import Away, Follower, Look
+from tracekit.queue.follow import AWAY, Away, Follower, Look
 from tracekit.queue.listener import Listener
 from tracekit.queue.tasks import Task
 from tracekit.workers.loops import end, keep
@@ -27,6 +27,9 @@ from tracekit.workers.substrate import Substrate
 
 EXIT_CODES = {"done": 0, "failed": 10, "dead": 11, "expired": 12, "rejected": 13, "abandoned": 14}
 """How the following ends, by the task's state."""
+
+_LOOK_S = 2.0
+"""How long the look for workers may take."""
 
 EXIT_HELP = """\b
 Exit codes:
@@ -43,10 +46,10 @@ Exit codes:
 
 \b
 Examples:
-  tracekit follow 01K9GQ            a task by the beginning of its id
+  tracekit follow 01K9GQ7F3M        a task by the beginning of its id
   tracekit follow 4bf92f3577b34da6  or of its trace id
-  tracekit follow 01K9GQ --json | jq .kind
-  tracekit follow 01K9GQ --json --since-seq 1042
+  tracekit follow 01K9GQ7F3M --json | jq .kind
+  tracekit follow 01K9GQ7F3M --json --since-seq 1042
 """
 )
 @click.argument("reference", metavar="TASK_OR_TRACE")
@@ -153,6 +156,7 @@ async def _draw(viewer: Viewer, substrate: Substrate, follower: Follower) -> int
                     last = seen
                     story.add(viewer.event(seen.task, event) for event in seen.events)
                     lines = _lines(viewer, story, seen, screen.width)
+                    lines += await _what_helps(viewer, substrate, seen.task)
                 live.update(Group(*_fitted(lines, screen.height - 1)), refresh=True)
     except asyncio.CancelledError:
         # Ctrl-C: what was seen so far stays on the screen.
@@ -170,6 +174,31 @@ async def _draw(viewer: Viewer, substrate: Substrate, follower: Follower) -> int
 
 def _lines(viewer: Viewer, story: Story, seen: Look, width: int) -> list[Text]:
     return [*header(viewer.task(seen.task), width), Text(), *tree(seen.task, story.at(seen.task), width)]
+
+
+async def _what_helps(viewer: Viewer, substrate: Substrate, task: Task) -> list[Text]:
+    """What somebody can do so that the task goes on, where it needs somebody."""
+    helps = ""
+    if task.hop_state == "parked" and task.wait_kind == "approval" and viewer.role == "operator":
+        helps = f"tracekit approvals approve {task.id}"
+    elif task.hop_state == "ready" and task.mode and not await _is_served(substrate, task.mode):
+        helps = f"no worker serves {one_line(task.mode)}: tracekit up"
+    return [Text(), Text(helps, style="yellow")] if helps else []
+
+
+async def _is_served(substrate: Substrate, mode: str) -> bool:
+    """Whether a worker for the mode was seen lately. True where that cannot be read: then nothing is claimed."""
+    try:
+        async with asyncio.timeout(_LOOK_S), substrate.queue.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT EXISTS (SELECT FROM tracekit.workers"
+                " WHERE %s = ANY (modes) AND seen_at > clock_timestamp() - interval '2 minutes')",
+                [mode],
+            )
+            row = await cursor.fetchone()
+    except AWAY:
+        return True
+    return bool(row and row[0])
 
 
 def _fitted(lines: list[Text], height: int) -> list[Text]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracekit.cli.viewer import one_line
@@ -31,6 +31,10 @@ STATES = {
     "abandoned": "magenta",
 }
 """Task states and their colours."""
+
+_GAP = "  "
+_NARROWEST_LAST = 12
+"""Cells that a table's last column needs to be worth showing."""
 
 
 def json_option(command: Command) -> Command:
@@ -84,6 +88,11 @@ def duration(time: timedelta) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600:02} h"
 
 
+def count(number: int, word: str, plural: str = "") -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{number} {word if number == 1 else plural or word + 's'}"
+
+
 def is_terminal() -> bool:
     """Whether stdout is a screen that can be drawn on."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
@@ -94,26 +103,44 @@ def console() -> Console:
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    styles: Sequence[str] = (),
+    *,
+    expendable: Sequence[str] = (),
+) -> None:
     """A table: on a terminal fitted to its width, elsewhere aligned and whole, one line a row.
 
-    `styles` has a colour for each row's first column.
+    `styles` has a colour for each row's first column. Where a terminal is too narrow the last column is cut, then the
+    `expendable` ones are left out, in this order; the others stay whole.
     """
-    clean = [[one_line(cell) for cell in row] for row in rows]
+    lines = [list(headings), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
     if not is_terminal():
-        widths = [max(len(line[i]) for line in [list(headings), *clean]) for i in range(len(headings))]
-        for line in [list(headings), *clean]:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        for line in lines:
+            padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+            click.echo("  ".join(padded).rstrip())
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for i, heading in enumerate(headings):
-        last = i == len(headings) - 1
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=1 if last else None)
-    table.expand = True
-    for number, row in enumerate(clean):
-        style = styles[number] if styles else ""
-        table.add_row(*(Text(cell, style=style if i == 0 else "") for i, cell in enumerate(row)))
-    console().print(table)
+    screen = console()
+    shown = list(range(len(headings)))
+    last = shown[-1]
+    for heading in ["", *expendable]:
+        shown = [i for i in shown if headings[i] != heading]
+        room = screen.width - sum(widths[i] + len(_GAP) for i in shown if i != last)
+        if last not in shown or room >= min(widths[last], _NARROWEST_LAST):
+            break
+    if last in shown:
+        widths[last] = min(widths[last], max(room, _NARROWEST_LAST))
+    for number, line in enumerate(lines):
+        text = Text(no_wrap=True)
+        for i in shown:
+            style = "bold" if number == 0 else styles[number - 1] if styles and i == 0 else ""
+            cell = Text(line[i], style=style)
+            cell.truncate(widths[i], overflow="ellipsis", pad=True)
+            text.append_text(cell).append(_GAP)
+        text.rstrip()
+        screen.print(text, no_wrap=True, crop=False, overflow="ignore")
 
 
 def print_fields(fields: Sequence[tuple[str, str | None]]) -> None:

@@ -18,7 +18,7 @@ from tracekit.config import Settings
 from tracekit.tracing.logs import configure_logging, register_secret
 from tracekit.tracing.sdk import TracingHandle, configure_tracing
 from tracekit.workers.loops import end, keep
-from tracekit.workers.runtime import Runtime
+from tracekit.workers.runtime import Runtime, chosen_modes
 from tracekit.workers.substrate import Substrate, open_substrate
 
 log = structlog.get_logger()
@@ -39,6 +39,7 @@ async def up(app: App, host: str | None, port: int | None) -> None:
 
 async def worker(app: App, modes: list[str] | None, metrics_port: int | None) -> None:
     """A worker, and its metrics where they are asked for."""
+    chosen_modes(modes)  # A name that is wrong is said before anything is opened.
     async with AsyncExitStack() as stack:
         substrate, tracing, stop = await stack.enter_async_context(_process(app.settings, app.debug))
         runtime = Runtime(substrate, tracing, modes)

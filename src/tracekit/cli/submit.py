@@ -31,7 +31,7 @@ Examples:
   tracekit submit "write the weekly report" --key report-2026-w45 --json
 """
 )
-@click.argument("intent")
+@click.argument("words", metavar="INTENT", nargs=-1, required=True)
 @click.option(
     "--priority", type=click.Choice([p.value for p in Priority]), default="normal", show_default=True,
     help="How soon it is wanted.",
@@ -50,7 +50,7 @@ Examples:
 def submit(
     ctx: click.Context,
     app: App,
-    intent: str,
+    words: tuple[str, ...],
     priority: str,
     ttl: timedelta | None,
     key: str | None,
@@ -59,7 +59,7 @@ def submit(
     follows: bool,
     as_json: bool,
 ) -> None:
-    """File a task with the intent INTENT, in your own words. Prints its id.
+    """File a task with the intent INTENT, in your own words, quoted or not. Prints its id.
 
     It is filed as the principal that the configuration names (`cli_principal`). A TRACEPARENT in the environment is
     continued: the task becomes part of the caller's trace.
@@ -68,7 +68,7 @@ def submit(
     request = parse(
         TaskRequest,
         {
-            "intent": intent,
+            "intent": " ".join(words),
             "idempotency_key": f"cli:{ids.new_task_id()}" if key is None else key,
             "priority": priority,
             "ttl": ttl,

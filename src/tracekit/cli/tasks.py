@@ -32,7 +32,7 @@ from tracekit.workers.substrate import Substrate
 Examples:
   tracekit tasks                        the newest fifty
   tracekit tasks list --state open --mode guardian
-  tracekit tasks show 01K9GQ
+  tracekit tasks show 01K9GQ7F3M
 """,
 )
 def tasks() -> None:
@@ -84,6 +84,7 @@ def list_tasks(
             for task in found
         ],
         [STATES.get(task.state, "") for task in found],
+        expendable=["REQUESTER", "AGE", "WHERE", "INTENT"],
     )
 
 
@@ -100,7 +101,7 @@ def where(task: Task) -> str:
     "show",
     epilog="""\b
 Examples:
-  tracekit tasks show 01K9GQ
+  tracekit tasks show 01K9GQ7F3M
   tracekit tasks show 4bf92f3577b34da6a3ce929d0e0e4736 --json
 """,
 )
@@ -141,7 +142,7 @@ def show(app: App, reference: str, as_json: bool) -> None:
                 ("requester", f"{task.requester} via {task.surface} ({task.origin})"),
                 ("tags", ", ".join(map(one_line, shown.tags))),
                 ("summary", one_line(shown.summary or "")),
-                ("note", note),
+                ("vault", note),
             ]
         )
         for event in events:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from rich.text import Text
 
-from tracekit.cli.output import STATES, duration
+from tracekit.cli.output import STATES, count, duration
 from tracekit.cli.story import HopStory, Kind, Part, Stretch, Totals
 from tracekit.cli.viewer import one_line
 from tracekit.envelope import Priority
@@ -252,17 +252,13 @@ def summary(task: Task, totals: Totals, note: str | None, width: int | None = No
     waits += [f"DLQ {duration(totals.dead)}"] if totals.dead else []
     listed = f" ({', '.join(waits)})" if waits else ""
     lines.append(Text(f"  working {duration(totals.working)} · waiting {duration(totals.waiting)}{listed}"))
-    retries = f", {_count(totals.retries, 'retry', 'retries')}" if totals.retries else ""
-    lines.append(Text(f"  {_count(totals.attempts, 'attempt')} in {_count(totals.hops, 'hop')}{retries}"))
+    retries = f", {count(totals.retries, 'retry', 'retries')}" if totals.retries else ""
+    lines.append(Text(f"  {count(totals.attempts, 'attempt')} in {count(totals.hops, 'hop')}{retries}"))
     if task.state == "dead":
         lines.append(Text(f"  `tracekit dlq show {task.id}` says why; then `dlq redrive` or `dlq abandon`"))
     if note:
-        lines.append(Text(f"  note {one_line(note)}"))
+        lines.append(Text(f"  summary {one_line(note)}"))
     if width:
         for line in lines[2:]:
             line.truncate(width, overflow="ellipsis")
     return lines
-
-
-def _count(number: int, word: str, plural: str = "") -> str:
-    return f"{number} {word if number == 1 else plural or word + 's'}"
