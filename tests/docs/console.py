@@ -29,7 +29,7 @@ _VARIABLE = re.compile(
     r"|(?P<any>…)"
     r"|(?P<space>\s+)"
 )
-_LISTS = ("tracekit approvals list", "tracekit tasks", "tracekit dlq list", "curl -s http://127.0.0.1:8420/v1/tasks/")
+_LISTS = ("tracekit approvals list", "tracekit tasks", "tracekit dlq list", "curl -sS http://127.0.0.1:8420/v1/tasks/")
 _END = "console-block-command-ended"
 
 

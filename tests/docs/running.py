@@ -29,11 +29,15 @@ def run_document(page: Path, tmp_path: Path, **more: str) -> None:
         "TRACEKIT_POSTGRES_LINGER": "1",
         **more,
     }
-    ports = {"8420": environment["TRACEKIT_INGRESS__PORT"], "8123": str(free_port())}
+    replaced = {
+        "8420": environment["TRACEKIT_INGRESS__PORT"],
+        "8123": str(free_port()),
+        "/tmp/tracekit-practice": str(data),
+    }
     work = tmp_path / "work"
     work.mkdir()
     try:
-        with Shell(work, environment, ports) as shell:
+        with Shell(work, environment, replaced) as shell:
             for command in commands(page.read_text()):
                 shell.run(command)
     finally:

@@ -15,6 +15,7 @@ from tests.docs.records import drawn
 from tests.docs.running import run_document
 from tests.support.programs import require_program
 from tracekit.cli.follow import EXIT_CODES
+from tracekit.config import load
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -44,6 +45,14 @@ def test_alertmanager_takes_its_snippet(tmp_path: Path) -> None:
     config.write_text(snippet)
     done = subprocess.run([amtool, "check-config", config], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_lines_to_be_oneself_load(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    file = tmp_path / "tracekit.toml"
+    file.write_text(snippet)
+    assert load(file).role(load(file).cli_principal) == "operator"
+    assert len(snippet.splitlines()) == 2
 
 
 def test_its_exit_codes_are_those_of_follow() -> None:
