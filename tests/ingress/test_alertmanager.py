@@ -100,7 +100,7 @@ async def test_good_members_are_accepted_beside_bad_ones(served: Served) -> None
 
 @pytest.mark.parametrize(
     "body",
-    [{}, [], None, "text", group(version="3"), group(alerts=None), group(alert(fingerprint=7)), group("x", 1)],
+    [{}, [], None, group(version="3"), group(alerts=None), group(alert(fingerprint=7)), group("x", 1)],
 )
 async def test_a_group_of_which_nothing_can_be_read_is_refused_for_good(untouched: Served, body: Any) -> None:
     response = await untouched.post(

@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query))
-        least = {name: int(query[name]) for name in ("spans", "distinct", "requests")}
+        least = {name: int(query.get(name, 0)) for name in ("spans", "distinct", "requests")}
         found = self.receiver.wait(**least, timeout=float(query["timeout"]))
         self._say(200, json.dumps(found).encode())
 
