@@ -35,7 +35,6 @@ Json = Any
 MAX_PAYLOAD = 1_048_576
 """Bytes of a hop's input, a signal's payload or an effect's result, as JSON."""
 
-TaskState = Literal["open", "dead", "done", "failed", "expired", "rejected", "abandoned"]
 EndState = Literal["done", "failed", "expired", "rejected", "abandoned"]
 
 

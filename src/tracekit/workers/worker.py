@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import socket
 import time
@@ -169,11 +170,7 @@ class Worker:
                 answer = Released()
             running.settling = True
             if await self._settler.settle(Settlement(position, answer)):
-                outcome = (
-                    answer.error_type
-                    if isinstance(answer, Failed) and answer.error_type == "timeout"
-                    else ("failed" if isinstance(answer, Failed) else _snake(type(answer).__name__))
-                )
+                outcome = _outcome(answer)
             else:
                 self._lost(position)
         finally:
@@ -260,5 +257,8 @@ class Worker:
             await asyncio.wait(tasks, timeout=within.total_seconds())
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+def _outcome(answer: Answer | Released) -> str:
+    """The label: `failed`, `timeout`, or the kind of answer. An error's own type would not be bounded."""
+    if isinstance(answer, Failed):
+        return "timeout" if answer.error_type == "timeout" else "failed"
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(answer).__name__).lower()
