@@ -3,6 +3,12 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Processes that run the tests: as many as suit the machine, or none besides make's own where ARGS picks some, since to
+# start them takes longer than most tests. To debug: make test JOBS=0 ARGS='--pdb'
+JOBS ?= $(if $(strip $(ARGS)),0,auto)
+
+# The tests start hundreds of Python processes, and none should have to compile tracekit for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,9 +49,9 @@ demo: $(STAMP) ## run a whole task through tracekit on a throw-away PostgreSQL
 	@$(BIN)/tracekit demo $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## run the tests (ARGS='-k name' picks some)
+test: $(STAMP) ## run the tests (ARGS='-k name' picks some, JOBS=4 in so many processes)
 	@echo "==> tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)
 
 .PHONY: check
 check: check-format check-lint check-types check-imports test ## everything CI runs: format, lint, types, imports, tests
@@ -77,8 +83,12 @@ format: $(STAMP) ## format the code and mend what the linter can
 	@$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: $(STAMP) ## run the benchmarks
+bench: $(STAMP) ## compare with hand-written SQL and with other queues (ARGS=--quick: short, without the others)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: soak
+soak: $(STAMP) ## work through faults for minutes or hours, and a reckoning (ARGS='--minutes 480')
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches

@@ -1,1 +1,1 @@
-"""What tracekit costs, as ratios against hand-written SQL in the same run. `python -m benchmarks --help`."""
+"""How tracekit compares: with hand-written SQL and with its peers, in one run. `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""Runs the scenes in interleaved rounds and prints one table: medians, their spread, and ratios to the floor."""
+"""The benchmarks' command line: tracekit, the floors and its peers in one run on a throw-away PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,156 +6,110 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
-import statistics
-import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Awaitable
+import platform
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import structlog
-from psycopg import sql
+from benchmarks import plot, report
+from benchmarks.contestants import contestants
+from benchmarks.measure import Bench
+from benchmarks.peers.environments import prepare, requirements
+from benchmarks.rounds import SCENES, Figures, Run, Sizes
+from benchmarks.server import running
+from benchmarks.targets import verdicts
 
-from benchmarks import floor, scenes
-from tracekit.postgres import EmbeddedServer, Pool, connect, migrate, open_pool
-from tracekit.queue import Queue
+QUICK = Sizes(
+    hops=4_000, rounds=2, samples=80, claims=1_500, waiting=50_000, finished=50_000, aside=20_000, parked=2_000,
+    memory=10_000, calls=320, longest=5.0,
+)  # fmt: skip
 
-Figures = dict[str, list[float]]
 
-
-async def _round(pool: Pool, dsn: str, count: int, figures: Figures) -> None:
-    queue = Queue(pool)
-    payload = scenes.payload()
-
-    for name, recording in (("drain: floor, bare", False), ("drain: floor, recording", True)):
-        async with pool.connection() as connection:
-            await floor.fill(connection, count, payload)
-        figures[name].append(count / await _timed(floor.drain(pool, 100, recording=recording)))
-    for name, on in (("drain: tracekit, tracing on", True), ("drain: tracekit, tracing off", False)):
-        with scenes.tracing(on):
-            figures[name].append(count / await scenes.drain(pool, queue, dsn, count, 100))
-
-    async def floor_client(each: int) -> None:
-        async with pool.connection() as connection:
-            for _ in range(each):
-                await floor.insert_one(connection, payload)
-
-    async def tracekit_client(each: int) -> None:
-        for _ in range(each):
-            await queue.enqueue([scenes.task()])
-
-    single = count // 4
-    for name, client in (
-        ("enqueue, 4 clients: floor", floor_client),
-        ("enqueue, 4 clients: tracekit", tracekit_client),
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, no peers unless asked for: under 2 minutes")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default 3)")
+    parser.add_argument("--hops", type=int, help="hops in a drain (default 40000)")
+    parser.add_argument("--only", metavar="SCENE,…", help=f"of {', '.join(SCENES)}")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, help="pgqueuer, procrastinate and awa too")
+    parser.add_argument("--concurrency", type=int, default=500, help="tracekit's hops in flight (default 500)")
+    for name, what in (
+        ("waiting", "waiting hops where claims are compared with 10,000"),
+        ("finished", "finished hops beside which claims are measured"),
+        ("aside", "hops scheduled for later, and hops in another mode"),
+        ("parked", "idle waits"),
+        ("memory", "hops over which a worker's memory is watched"),
+        ("samples", "enqueues in a round of latency"),
+        ("calls", "calls of models in one measurement of their accounting"),
     ):
-        took = await _timed(asyncio.gather(*(client(single // 4) for _ in range(4))))
-        figures[name].append(single / took)
-
-    submissions = [scenes.task() for _ in range(count)]
-
-    async def bulk() -> None:
-        for start in range(0, count, 1000):
-            await queue.enqueue(submissions[start : start + 1000])
-
-    async def floor_bulk() -> None:
-        async with pool.connection() as connection:
-            for _ in range(0, count, 1000):
-                await floor.fill(connection, 1000, payload)
-
-    figures["enqueue in bulk: floor"].append(count / await _timed(floor_bulk()))
-    figures["enqueue in bulk: tracekit"].append(count / await _timed(bulk()))
-    await _empty(pool)
-
-    for name, found in (
-        ("latency: floor", await floor.latency(pool, payload, 200)),
-        ("latency: tracekit", await scenes.latency(pool, queue, dsn, 200)),
-    ):
-        ordered = sorted(found)
-        figures[f"{name}, p50 ms"].append(ordered[len(ordered) // 2] * 1000)
-        figures[f"{name}, p99 ms"].append(ordered[int(len(ordered) * 0.99)] * 1000)
-    await _empty(pool)
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default {getattr(Sizes, name)})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round, and the verdicts")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the bars as SVG")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser.add_argument("--cache", type=Path, default=home / "tracekit-bench", help="where the peers are installed")
+    return parser.parse_args()
 
 
-async def _timed(run: Awaitable[object]) -> float:
-    began = time.perf_counter()
-    await run
-    return time.perf_counter() - began
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
-async def _empty(pool: Pool) -> None:
-    async with pool.connection() as connection:
-        await connection.execute("TRUNCATE floor_jobs, floor_spans, floor_events")
-        tables = await (
-            await connection.execute(
-                "SELECT tablename FROM pg_tables WHERE schemaname = 'tracekit' AND tablename <> 'schema_migrations'"
-            )
-        ).fetchall()
-        names = sql.SQL(", ").join(sql.Identifier("tracekit", row[0]) for row in tables)
-        await connection.execute(sql.SQL("TRUNCATE {}").format(names))
+def _machine() -> str:
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if
+              line.startswith("model name")]  # fmt: skip
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} processors ({models[0] if models else platform.machine()}), {memory:.0f} GB"
 
 
-PAIRS = [
-    ("drain: tracekit, tracing on", "drain: floor, bare"),
-    ("drain: tracekit, tracing on", "drain: floor, recording"),
-    ("drain: tracekit, tracing on", "drain: tracekit, tracing off"),
-    ("enqueue, 4 clients: tracekit", "enqueue, 4 clients: floor"),
-    ("enqueue in bulk: tracekit", "enqueue in bulk: floor"),
-    ("latency: tracekit, p50 ms", "latency: floor, p50 ms"),
-    ("latency: tracekit, p99 ms", "latency: floor, p99 ms"),
-]
+async def _run(scenes: list[str], sizes: Sizes, pythons: dict[str, str], concurrency: int) -> tuple[Figures, Any]:
+    async with running() as server:
+        run = Run(Bench(server), contestants(pythons, concurrency), sizes)
+        settings = await server.settings()
+        await run.scenes(scenes)
+        return run.figures, settings
 
 
-def _table(figures: Figures) -> str:
-    lines = ["| what | median | min | max |", "|---|--:|--:|--:|"]
-    for name, values in figures.items():
-        unit = "ms" if name.endswith("ms") else "/s"
-        digits = 2 if unit == "ms" else 0
-        cells = " | ".join(f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-        lines.append(f"| {name.removesuffix(' ms')} ({unit}) | {cells} |")
-    lines += ["", "| ratio, round by round | median | min | max |", "|---|--:|--:|--:|"]
-    for ours, theirs in PAIRS:
-        ratios = [a / b for a, b in zip(figures[ours], figures[theirs], strict=True)]
-        cells = " | ".join(f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios)))
-        lines.append(f"| {ours.removesuffix(' ms')} ÷ {theirs.removesuffix(' ms')} | {cells} |")
-    return "\n".join(lines)
-
-
-async def _run(home: Path, count: int, rounds: int) -> Figures:
-    figures: Figures = defaultdict(list)
-    with EmbeddedServer(home).acquire() as lease:
-        async with await connect(lease.dsn) as connection:
-            await migrate(connection)
-        pool = await open_pool(lease.dsn, min_size=4, max_size=12, name="benchmark", autocommit=True)
-        try:
-            await floor.create(pool)
-            for _ in range(rounds):
-                await _round(pool, lease.dsn, count, figures)
-        finally:
-            await pool.close()
-    return figures
+def _print(figures: Figures, sizes: Sizes, settings: dict[str, str], about: list[str]) -> None:
+    print(f"{_machine()}, Python {platform.python_version()}, PostgreSQL " + ", ".join(
+        value if name == "server_version" else f"{name} {value}" for name, value in sorted(
+            settings.items(), key=lambda setting: setting[0] != "server_version")
+    ))  # fmt: skip
+    print(
+        f"{sizes.rounds} rounds, {sizes.hops:,} hops a drain, 300 bytes of payload, no-op handlers. {'; '.join(about)}"
+    )
+    print(f"\n{report.table(figures, sizes)}\n")
+    if cores := report.cores(figures):
+        print(f"{cores}\n")
+    for who, why in figures.failed.items():
+        print(f"- left out of {who}: {why}")
+    print(f"\n{report.DIFFERENCES}")
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--hops", type=int, default=10_000, help="hops in a drain, a multiple of 1000 (default 10000)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
-    parser.add_argument("--json", action="store_true", help="print the figures of each round as JSON")
-    arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    home = Path(tempfile.mkdtemp(prefix="tkb-", dir="/tmp"))
-    home.chmod(0o711)
-    try:
-        figures = asyncio.run(_run(home, arguments.hops, arguments.rounds))
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    """Run, and print Markdown on stdout; progress goes to stderr."""
+    arguments = _arguments()
+    base = QUICK if arguments.quick else Sizes()
+    given = {name: getattr(arguments, name, None) for name in asdict(base)}
+    sizes = replace(base, **{name: value for name, value in given.items() if value is not None})
+    scenes = arguments.only.split(",") if arguments.only else list(SCENES)
+    if unknown := set(scenes) - set(SCENES):
+        sys.exit(f"no scene is called {', '.join(sorted(unknown))}; there are {', '.join(SCENES)}")
+    with_peers = arguments.peers if arguments.peers is not None else not arguments.quick
+    pythons = prepare(arguments.cache, _say) if with_peers else {}
+    about = [wanted[0] for name, wanted in requirements().items() if name in pythons] or ["without peers"]
+
+    figures, settings = asyncio.run(_run(scenes, sizes, pythons, arguments.concurrency))
+    _print(figures, sizes, settings, about)
     if arguments.json:
-        print(json.dumps(figures, indent=1))
-    else:
-        print(f"{os.cpu_count()} processors, {arguments.rounds} rounds of {arguments.hops} hops of 300 bytes\n")
-        print(_table(figures))
+        found = {"machine": _machine(), "postgres": settings, "sizes": asdict(sizes), "peers": about}
+        found |= {"figures": figures.of, "memory": figures.memory, "failed": figures.failed}
+        found["targets"] = [asdict(verdict) for verdict in verdicts(figures)]
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if arguments.plot:
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        arguments.plot.write_text(plot.svg(figures))
 
 
 if __name__ == "__main__":

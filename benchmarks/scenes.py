@@ -1,42 +1,43 @@
-"""tracekit in the same scenes as the floor, through its own public parts."""
+"""tracekit in the scenes, through its own public parts: the queue's client, and the runtime of a worker process.
+
+All that knows tracekit from inside is here: how tracing is switched off, and how its tables are filled.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, LiteralString
 
-import httpx
+import structlog
+import uvloop
+from pydantic import SecretStr
 
+from benchmarks.driver import Counter, Driver, main
 from tracekit import ids
 from tracekit.config import Settings, WorkerSettings
-from tracekit.envelope import Envelope, Origin, TaskRequest
-from tracekit.postgres import Pool, connect
-from tracekit.queue import Done, Outcome, Queue, Submission
-from tracekit.queue.changes import Changes
-from tracekit.queue.listener import Listener, ListenerState
-from tracekit.workers.loops import keep
-from tracekit.workers.mode import Hop, Mode, NoInput, Services
-from tracekit.workers.worker import Worker
-
-PAYLOAD = {"text": "x" * 280}
-"""300 bytes as JSON."""
+from tracekit.envelope import Envelope, Origin, RetryPolicy, TaskRequest
+from tracekit.postgres import connect, migrate
+from tracekit.queue import Done, Outcome, Submission
+from tracekit.tracing.sdk import configure_tracing
+from tracekit.workers import attempt
+from tracekit.workers.mode import Hop, Mode, NoInput
+from tracekit.workers.runtime import Runtime
+from tracekit.workers.substrate import open_substrate
 
 _numbers = itertools.count()
 
 
-def task() -> Submission:
+def task(text: str) -> Submission:
     """A task with nothing to do."""
-    request = TaskRequest(intent="benchmark", idempotency_key=f"bench-{next(_numbers)}")
+    request = TaskRequest(intent="benchmark", idempotency_key=f"bench-{next(_numbers)}-{text[:10]}")
     envelope = Envelope.seal(
         request, origin=Origin.MANUAL, surface="bench", requester="system", trace_id=ids.new_trace_id()
     )
-    return Submission(envelope, mode="noop", input=PAYLOAD)
+    return Submission(envelope, mode="noop", input={"text": text})
 
 
 class Noop(Mode[NoInput]):
@@ -44,99 +45,132 @@ class Noop(Mode[NoInput]):
 
     name = "noop"
     input_type = NoInput
-
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self.started: dict[str, float] = {}
-        self.changed = asyncio.Event()
+    counter: ClassVar[Counter]
 
     async def run(self, hop: Hop[NoInput]) -> Outcome:
-        self.started[hop.task.task_id] = time.perf_counter()
-        self.changed.set()
+        payload: Any = hop.task.input
+        self.counter.handled(payload["text"])
         return Done()
-
-
-@asynccontextmanager
-async def working(pool: Pool, queue: Queue, dsn: str, concurrency: int) -> AsyncIterator[Noop]:
-    """A worker process's loops in this process, listening."""
-    settings = WorkerSettings(concurrency=concurrency, grace=timedelta(seconds=5))
-    stop = asyncio.Event()
-    async with httpx.AsyncClient() as http:
-        services = Services(Settings(worker=settings), queue, http)
-        mode = Noop(services)
-        worker = Worker(services, [mode], settings)
-        listener = Listener(dsn, pool, worker.wake, connect=lambda dsn: connect(dsn, autocommit=True))
-        loops = [
-            asyncio.create_task(keep("notify", queue.notifier.round)),
-            asyncio.create_task(keep("listen", listener.listen)),
-        ]
-        running = asyncio.create_task(worker.run(stop))
-        try:
-            while listener.state is not ListenerState.LISTENING:
-                await listener.changed.wait()
-                listener.changed.clear()
-            yield mode
-        finally:
-            stop.set()
-            await running
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
 
 
 @contextmanager
 def tracing(on: bool) -> Iterator[None]:
-    """With tracing off no span row is written; the program itself has no such switch (T9)."""
+    """With tracing off a handler runs outside of any trace. The program itself has no such switch (T9), and the record
+    stays as it is: spans are views of it.
+    """
     if on:
         yield
         return
-    write, spans = Changes.write, Submission._spans
-
-    async def write_without_spans(self: Changes, connection: Any) -> None:
-        self.spans.clear()
-        await write(self, connection)
-
-    Changes.write = write_without_spans  # type: ignore[method-assign]
-    Submission._spans = lambda self: []  # type: ignore[method-assign]
+    module: Any = attempt
+    enter, module.enter_hop = module.enter_hop, lambda scope: None
     try:
         yield
     finally:
-        Changes.write = write  # type: ignore[method-assign]
-        Submission._spans = spans  # type: ignore[method-assign]
+        module.enter_hop = enter
 
 
-async def drain(pool: Pool, queue: Queue, dsn: str, count: int, concurrency: int) -> float:
-    """Seconds to work off `count` waiting tasks, from the worker's start to the last task's end in the database."""
-    for _ in range(0, count, 1000):
-        await queue.enqueue([task() for _ in range(1000)])
-    began = time.perf_counter()
-    async with working(pool, queue, dsn, concurrency), pool.connection() as connection:
-        while True:
-            left = await (await connection.execute("SELECT count(*) FROM tracekit.queue")).fetchone()
-            if left == (0,):
-                return time.perf_counter() - began
-            await asyncio.sleep(0.01)
+_UNSHIPPED = "DROP INDEX IF EXISTS tracekit.record_shipping, tracekit.envelopes_shipping"
+"""With tracing off nothing is shipped either, and these are for nothing else."""
 
 
-async def latency(pool: Pool, queue: Queue, dsn: str, count: int) -> list[float]:
-    """Seconds from calling enqueue to the handler's start, one task after another, the worker idle in between."""
-    found: list[float] = []
-    async with working(pool, queue, dsn, 8) as mode:
-        for _ in range(count):
-            submission = task()
-            mode.changed.clear()
-            began = time.perf_counter()
-            await queue.enqueue([submission])
-            while submission.envelope.id not in mode.started:
-                await mode.changed.wait()
-                mode.changed.clear()
-            found.append(mode.started[submission.envelope.id] - began)
-            async with asyncio.timeout(10):
-                while (await queue.task(submission.envelope.id)).state == "open":  # noqa: ASYNC110 - a row, not an event
-                    await asyncio.sleep(0.001)
-    return found
+class Tracekit(Driver):
+    """A whole worker process: claims, settlements, heartbeats, sweeps, listener, deliverer, shipper and gauges.
+
+    Options: `concurrency` (hops in flight, default 200), `tracing` (default on).
+    """
+
+    async def install(self) -> None:
+        async with await connect(self.dsn) as connection:
+            await migrate(connection)
+
+    async def open(self) -> None:
+        # As a configured process logs: warnings. A line a hop on stderr would be measured otherwise.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+        worker = WorkerSettings(concurrency=self.options.get("concurrency", 200), grace=timedelta(seconds=2))
+        settings = Settings(dsn=SecretStr(self.dsn), worker=worker)
+        self._stack = AsyncExitStack()
+        traced = self.options.get("tracing", True)
+        self._stack.enter_context(tracing(traced))
+        self._substrate = await self._stack.enter_async_context(
+            open_substrate(settings, name="bench", min_size=4, max_size=12)
+        )
+        if not traced:
+            async with self._substrate.pool.connection() as connection:
+                await connection.execute(_UNSHIPPED)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    def job(self, text: str) -> Submission:
+        return task(text)
+
+    async def enqueue(self, jobs: Sequence[Submission]) -> None:
+        await self._substrate.queue.enqueue(jobs)
+
+    async def work(self, counter: Counter, stop: asyncio.Event) -> None:
+        Noop.counter = counter
+        handle = configure_tracing(dsn=self.dsn)
+        runtime = Runtime(self._substrate, handle, None)
+        runtime._modes = {Noop.name: Noop}  # no entry point: nobody else is to be served by it
+        await runtime.run(stop)
+        await asyncio.to_thread(handle.shutdown)
 
 
-def payload() -> str:
-    """The floor's payload, of the same size."""
-    return json.dumps(PAYLOAD)
+# --- filling by SQL: what no client could enqueue in reasonable time --------------------------------------------------
+
+# An id begins as one that is made now: `id` is the first 16 of its 26 characters.
+_ENVELOPES: LiteralString = """
+WITH made AS (
+    SELECT %(id)s || lpad(n::text, 10, '0') AS id, n, clock_timestamp() AS now FROM generate_series(1, %(count)s) AS n
+), envelope AS (
+    INSERT INTO tracekit.envelopes (id, trace_id, origin, surface, requester, intent, priority, destructive,
+                                    idempotency_key, retry_policy, data_tier, mode, input, created_at)
+    SELECT id, md5(id), 'manual', 'bench', 'system', 'benchmark', 1, false, id, %(policy)s::json, 'internal', {mode},
+           jsonb_build_object('text', rpad(lpad(n::text, 10, '0'), 288, 'x')), now
+    FROM made
+)
+{rest}
+"""
+_PLACE: LiteralString = """
+INSERT INTO tracekit.queue (task_id, hop, mode, priority, state, created_at, ready_at, due_at, max_attempts, attempt,
+                            wait_attempt)
+SELECT id, 1, {mode}, 1, {state}, now, now, {due}, 5, {attempt}, {wait} FROM made
+"""
+_ENDED: LiteralString = """
+INSERT INTO tracekit.record (task_id, at, kind, hop, mode, attempt, worker, outcome, ready_at, claimed_at, end_state)
+SELECT id, now, 'attempt.ended', 1, {mode}, 1, 'bench', 'done', now, now, 'done' FROM made
+"""
+_WAITING: LiteralString = """
+, wait AS (
+    INSERT INTO tracekit.waits (task_id, hop, attempt, kind, key, data, deadline, on_deadline, opened_at)
+    SELECT id, 1, 1, 'approval', 'approval:' || id, '{{}}', {due}, 'expire', now FROM made
+)
+"""
+
+
+def _fill(rest: LiteralString, **given: LiteralString) -> LiteralString:
+    usual: dict[str, LiteralString] = {
+        "mode": "'noop'", "state": "'ready'", "due": "NULL", "attempt": "0", "wait": "NULL"
+    }  # fmt: skip
+    values = {**usual, **given}
+    return _ENVELOPES.format(mode=values["mode"], rest=rest.format(**values))
+
+
+_LATER: LiteralString = "now + interval '1 day'"
+FILLS: dict[str, LiteralString] = {
+    "waiting": _fill(_PLACE),
+    "finished": _fill(_ENDED),
+    "later": _fill(_PLACE, state="'scheduled'", due=_LATER),
+    "elsewhere": _fill(_PLACE, mode="'another'"),
+    "parked": _fill(_WAITING + _PLACE, state="'parked'", due=_LATER, attempt="1", wait="1"),
+}
+"""How hops of each kind come to be, `count` of them."""
+
+
+def fill_parameters() -> dict[str, str]:
+    """For one of `FILLS`, once."""
+    return {"id": ids.new_task_id()[:16], "policy": RetryPolicy().model_dump_json()}
+
+
+if __name__ == "__main__":
+    main(Tracekit, uvloop.run)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -20,14 +15,19 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.ingress.conftest import OPERATOR, Served, make_settings, serving
-from tests.queue.driving import AT_ONCE, accept, settle, take
+from tests.queue.driving import AT_ONCE, accept, settle, submission, take
+from tests.support.processes import PATIENCE
 from tests.support.programs import require_program
+from tests.support.prometheus import Prometheus
+from tests.tracing.writing import RECEIVED, write_many
 from tracekit import instruments, metrics
 from tracekit.envelope import Priority
 from tracekit.ingress.health import is_loopback
+from tracekit.ingress.problems import Reason
 from tracekit.instruments import DatabaseGauges, Reading, exposition
 from tracekit.metrics import CATALOGUE
-from tracekit.queue import GiveUp, Notice, Park, Queue
+from tracekit.queue import Done, GiveUp, HandOff, Notice, Park, Queue
+from tracekit.queue.enqueue import enqueue
 from tracekit.workers.depths import DepthReader
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -93,7 +93,7 @@ def test_gauges_of_a_database_that_is_away_are_absent() -> None:
     gauges = DatabaseGauges()
     for known in (False, True, False):
         if known:
-            gauges.show(Reading([(metrics.HOPS.name, ["router", "ready"], 3.0)]))
+            gauges.show(Reading([(metrics.HOPS.name, ["router", "ready", "normal"], 3.0)]))
         else:
             gauges.away()
         found = families("", [gauges])
@@ -113,7 +113,12 @@ async def values(queue: Queue) -> dict[tuple[str, ...], float]:
 
 
 async def test_an_empty_database_shows_zeros(queue: Queue) -> None:
-    assert await values(queue) == {
+    found = await values(queue)
+    tables = {key: value for key, value in found.items() if key[0].startswith("table_")}
+    assert {name for _, name in tables} >= {"queue", "record", "envelopes", "usage"}
+    assert not [name for _, name in tables if name.startswith("record_2")], "a partition is its table's"
+    assert tables["table_bytes", "record"] > 0
+    assert {key: value for key, value in found.items() if key not in tables} == {
         ("database_up",): 1,
         ("dead_letter_oldest_age_seconds",): 0,
         ("approvals_pending", "true"): 0,
@@ -121,6 +126,7 @@ async def test_an_empty_database_shows_zeros(queue: Queue) -> None:
         ("spans_unshipped",): 0,
         ("span_oldest_unshipped_age_seconds",): 0,
         ("notifications_undelivered",): 0,
+        ("notification_oldest_undelivered_age_seconds",): 0,
     }
 
 
@@ -135,7 +141,9 @@ async def test_the_gauges_show_what_is_in_the_database(queue: Queue) -> None:
         await accept(queue, "guardian", priority=priority)
         hop = await take(queue, "guardian")
         notice = Notice("approval", "a plan waits", "…")
-        wait = Park("approval", f"approval:{number}", timedelta(minutes=10 * (number + 1)), notice=notice)
+        wait = Park(
+            "approval", f"approval:{number}", timedelta(minutes=10 * (number + 1)), on_deadline="expire", notice=notice
+        )
         await settle(queue, hop, wait)
     await queue.heartbeat("w1", ["router", "planner"], "listening", {}, timedelta(minutes=1))
     await queue.heartbeat("w2", ["router"], "listening", {}, timedelta(minutes=1))
@@ -151,19 +159,28 @@ async def test_the_gauges_show_what_is_in_the_database(queue: Queue) -> None:
         )
         spans, oldest = await cursor.fetchone() or (0, 0)
     found = await values(queue)
-    assert found["hops", "router", "ready"] == 3
-    assert found["hops", "planner", "running"] == 1
-    assert found["hops", "guardian", "parked"] == 3
-    assert 90 <= found["hop_oldest_age_seconds", "router", "ready"] < 150
-    assert 0 < found["hop_oldest_age_seconds", "planner", "running"] < 60
-    assert found["dead_letters", "executor"] == 1
+    assert found["hops", "router", "ready", "normal"] == 3
+    assert found["hops", "planner", "running", "normal"] == 1
+    assert {key[-1]: value for key, value in found.items() if key[:3] == ("hops", "guardian", "parked")} == {
+        "urgent": 1,
+        "normal": 2,  # the dead task's review, which waits in its place
+    }
+    assert 90 <= found["hop_oldest_age_seconds", "router", "ready", "normal"] < 150
+    assert 0 < found["hop_oldest_age_seconds", "planner", "running", "normal"] < 60
+    assert found["dead_letters", "executor", "given_up"] == 1
     assert 0 < found["dead_letter_oldest_age_seconds",] < 60
     assert (found["approvals_pending", "true"], found["approvals_pending", "false"]) == (1, 2)
     assert 540 < found["approval_next_deadline_seconds",] <= 600
     assert found["spans_unshipped",] == spans > 5
     assert found["span_oldest_unshipped_age_seconds",] == pytest.approx(float(oldest), abs=5)
     assert found["notifications_undelivered",] >= 3
+    assert 0 < found["notification_oldest_undelivered_age_seconds",] < 60
     assert (found["workers", "router"], found["workers", "planner"]) == (2, 1)
+    async with queue.connection() as connection:
+        await connection.execute("UPDATE tracekit.outbox SET due_at = NULL")  # given up
+    found = await values(queue)
+    assert found["notifications_undelivered",] >= 3
+    assert found["notification_oldest_undelivered_age_seconds",] == 0
     async with queue.connection() as connection:
         await connection.execute("UPDATE tracekit.span_shipping SET (xid, seq) = (SELECT max(xid), max(seq) FROM "
                                  "tracekit.spans)")  # fmt: skip
@@ -173,6 +190,56 @@ async def test_the_gauges_show_what_is_in_the_database(queue: Queue) -> None:
     assert (found["spans_unshipped",], found["span_oldest_unshipped_age_seconds",]) == (0, 0)
     assert found["notifications_undelivered",] == 0
     assert found["workers", "router"] == 1
+
+
+async def test_d5_what_goes_on_at_its_deadline_does_not_expire_then(queue: Queue) -> None:
+    """As an approval of money does: what expires it is the task's ttl, which binds every task that waits."""
+    gauge = ("approval_next_deadline_seconds",)
+
+    async def ask(key: str, minutes: int, on_deadline: Literal["resume", "expire"], ttl: int) -> float | None:
+        await accept(queue, "guardian", ttl=timedelta(minutes=ttl))
+        wait = Park("approval", key, timedelta(minutes=minutes), on_deadline=on_deadline)
+        await settle(queue, await take(queue, "guardian"), wait)
+        return (await values(queue)).get(gauge)
+
+    assert await ask("money", 1, "resume", 90) is None
+    assert (await values(queue))["approvals_pending", "false"] == 1
+    for minutes, asked in (
+        (60, await ask("a", 60, "expire", 90)),
+        (40, await ask("b", 50, "expire", 40)),
+        (30, await ask("c", 50, "resume", 30)),
+    ):
+        assert asked == pytest.approx(minutes * 60, abs=50)
+
+
+async def test_the_gauge_counts_the_spans_that_a_line_of_the_record_is(queue: Queue) -> None:
+    """Without making them: of each kind of line as many as the view makes of it, and kept ones."""
+    hour = timedelta(hours=1)
+    await queue.enqueue([submission(received=RECEIVED), submission("planner")])
+    await settle(queue, await take(queue), HandOff("guardian"))
+    for key, within in (("never", timedelta(0)), ("approval:1", hour)):
+        await settle(queue, await take(queue, "guardian"), Park("approval", key, within))
+        await queue.sweep()
+    await queue.signal("approval:1", "yes", dedupe_key="decision", sent_by="rob")
+    await settle(queue, await take(queue, "guardian"), GiveUp("it cannot be done"))
+    dead = await take(queue, "planner")
+    await settle(queue, dead, GiveUp("nor this"))
+    [entry] = [entry for entry in await queue.dead_letters() if entry.mode == "guardian"]
+    await queue.resolve_dead(entry.task_id, "redriven", "rob")
+    await queue.resolve_dead(dead.task_id, "abandoned", "rob")
+    await settle(queue, await take(queue, "guardian"), Done())
+    async with queue.connection() as connection:
+        await enqueue(connection, [submission("planner", ttl=hour)])
+        await connection.execute("UPDATE tracekit.queue SET expires_at = statement_timestamp() WHERE mode = 'planner'")
+        await queue.sweep()
+        await write_many(connection, 2)
+        await connection.execute("INSERT INTO tracekit.span_shipping (destination) VALUES ('collector')")
+        cursor = await connection.execute("SELECT xid::text::bigint, seq, count(*) FROM tracekit.spans GROUP BY 1, 2")
+        lines = sorted(await cursor.fetchall())
+        assert {spans for *_, spans in lines} == {1, 2, 3}
+        for number, (xid, seq, _) in enumerate(lines):
+            await connection.execute("UPDATE tracekit.span_shipping SET (xid, seq) = (%s::text::xid8, %s)", [xid, seq])
+            assert (await values(queue))["spans_unshipped",] == sum(spans for *_, spans in lines[number + 1 :])
 
 
 async def test_a_young_reading_is_not_renewed(queue: Queue) -> None:
@@ -204,10 +271,18 @@ async def test_metrics_are_served_in_both_formats(served: Served) -> None:
     openmetrics = await served.get("/metrics", token=None, headers={"Accept": OPENMETRICS})
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert openmetrics.text.endswith("# EOF\n")
-    assert 'tracekit_hops{mode="router",state="ready"} 1.0' in openmetrics.text
+    assert 'tracekit_hops{mode="router",priority="normal",state="ready"} 1.0' in openmetrics.text
     accepted = [line for line in openmetrics.text.splitlines() if line.startswith("tracekit_ingress_tasks_total{")]
     assert any("# {" in line and "trace_id=" in line for line in accepted)
     assert (await served.http.head("/metrics")).status_code == 200
+
+
+async def test_d6_refusals_are_shown_before_the_first(served: Served) -> None:
+    text = (await served.get("/metrics", token=None)).text
+    for surface in ("unknown", *(token.surface for token in served.settings.tokens)):
+        for reason in Reason:
+            assert f'tracekit_ingress_refusals_total{{reason="{reason.label}",surface="{surface}"}}' in text
+        assert (surface == "unknown") or f'{{duplicate="true",surface="{surface}"}}' in text
 
 
 async def test_health_is_told_without_a_token(served: Served) -> None:
@@ -246,58 +321,19 @@ async def test_away_from_loopback_metrics_need_a_token(queue: Queue, tmp_path: P
 # --- the real thing ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def prometheus(home: Path, target: int) -> Iterator[int]:
-    """A Prometheus that scrapes `target`; the port that it listens on itself."""
-    scrape = {
-        "job_name": "tracekit",
-        "authorization": {"credentials": OPERATOR},
-        "static_configs": [{"targets": [f"127.0.0.1:{target}"]}],
-    }
-    config = {"global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"}, "scrape_configs": [scrape]}
-    (home / "prometheus.yml").write_text(json.dumps(config))
-    process = subprocess.Popen(
-        [
-            require_program("prometheus"),
-            f"--config.file={home / 'prometheus.yml'}",
-            f"--storage.tsdb.path={home / 'data'}",
-            "--enable-feature=exemplar-storage",
-            "--web.listen-address=127.0.0.1:0",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stderr is not None
-        try:
-            said = []
-            for line in process.stderr:
-                said.append(line)
-                if listening := re.search(r'Listening on" address=127\.0\.0\.1:(\d+)', line):
-                    break
-            else:
-                pytest.fail("Prometheus did not start:\n" + "".join(said))
-            reading = threading.Thread(target=process.stderr.read)
-            reading.start()
-            yield int(listening[1])
-        finally:
-            process.terminate()
-        reading.join(20)
-
-
 async def test_a_real_prometheus_scrapes_it(served: Served, tmp_path: Path) -> None:
     require_program("prometheus")
     accepted = (await served.post("/v1/tasks", {"intent": "a", "idempotency_key": "a"})).json()
     await served.look()
-    with prometheus(tmp_path, served.port) as port:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+    targets = {"tracekit": [f"127.0.0.1:{served.port}"]}
+    with Prometheus.scraping(targets, tmp_path / "prometheus", interval=0.5, token=OPERATOR) as prometheus:
+        async with httpx.AsyncClient(base_url=prometheus.url, timeout=PATIENCE) as http:
 
             async def query(path: str, **params: str) -> Any:
                 response = await http.get(f"/api/v1/{path}", params=params)
                 return response.json().get("data") if response.status_code == 200 else None
 
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while True:
                     up = await query("query", query="up{job='tracekit'} == 1")
                     if up and up["result"]:

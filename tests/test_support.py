@@ -33,6 +33,19 @@ def test_a_skip_fails_the_run_in_ci_only(
     elsewhere.stdout.no_fnmatch_line("*forbids*")
 
 
+def test_a_skip_in_any_of_several_processes_fails_the_run_and_is_said_once(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(**{f"test_{number}": source for number, source in enumerate(SKIPS.values())})
+    pytester.makepyfile(test_fine="def test_one(): pass")
+    monkeypatch.setenv("TRACEKIT_CI", "1")
+    ran = run_with_rule(pytester, monkeypatch, "-p", "xdist", "-n2")
+    assert ran.ret == pytest.ExitCode.TESTS_FAILED
+    ran.assert_outcomes(passed=1, skipped=len(SKIPS))
+    said = ran.outlines[ran.outlines.index(next(line for line in ran.outlines if "forbids" in line)) :]
+    assert sum(line.endswith(": away") or line.endswith(": Skipped: away") for line in said) == len(SKIPS)
+
+
 def test_an_expected_failure_is_no_skip(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.xfail\ndef test_one(): assert False")
     monkeypatch.setenv("TRACEKIT_CI", "1")
@@ -54,6 +67,8 @@ def test_a_missing_program_skips_and_says_how_to_get_it(monkeypatch: pytest.Monk
         programs.require_program("promtool")
 
 
-def run_with_rule(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.RunResult:
+def run_with_rule(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> pytest.RunResult:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    return pytester.runpytest_subprocess("-p", "tests.support.no_skips", "-p", "no:cacheprovider")
+    # What else is installed has no part in this, and takes a second to load.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    return pytester.runpytest_subprocess("-p", "tests.support.no_skips", "-p", "no:cacheprovider", *arguments)

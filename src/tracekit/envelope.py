@@ -54,7 +54,10 @@ class Priority(StrEnum):
     @property
     def rank(self) -> int:
         """The number kept in the database: 0 for low to 3 for urgent."""
-        return list(Priority).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 class DataTier(StrEnum):
@@ -195,8 +198,11 @@ class Envelope(TaskRequest):
         parent_span_id: str | None = None,
         trace_state: str = "",
     ) -> Self:
-        """The envelope of `request`, under a new id. Raises `EnvelopeError`."""
-        task_id = ids.new_task_id()
+        """The envelope of `request`. Its id is that of the trace it begins, or a new one where it continues a caller's.
+
+        Raises `EnvelopeError`.
+        """
+        task_id = ids.new_task_id() if parent_span_id else ids.task_id_of(trace_id)
         return cls.parse(
             {
                 **{name: getattr(request, name) for name in TaskRequest.model_fields},

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
@@ -23,6 +23,9 @@ REGISTRY = CollectorRegistry()
 ATTEMPTS = metrics.ATTEMPTS.counter(REGISTRY)
 RETRIES = metrics.RETRIES.counter(REGISTRY)
 LEASES_LOST = metrics.LEASES_LOST.counter(REGISTRY)
+TASKS_ENDED = metrics.TASKS_ENDED.counter(REGISTRY)
+APPROVALS_DECIDED = metrics.APPROVALS_DECIDED.counter(REGISTRY)
+APPROVAL_WAIT = metrics.APPROVAL_WAIT.histogram(REGISTRY)
 HOP_DURATION = metrics.HOP_DURATION.histogram(REGISTRY)
 HOP_QUEUE_WAIT = metrics.HOP_QUEUE_WAIT.histogram(REGISTRY)
 NOTIFY_TO_CLAIM = metrics.NOTIFY_TO_CLAIM.histogram(REGISTRY)
@@ -33,6 +36,7 @@ INGRESS_TASKS = metrics.INGRESS_TASKS.counter(REGISTRY)
 INGRESS_REFUSALS = metrics.INGRESS_REFUSALS.counter(REGISTRY)
 SPAN_EXPORT_FAILURES = metrics.SPAN_EXPORT_FAILURES.counter(REGISTRY)
 NOTIFICATIONS = metrics.NOTIFICATIONS.counter(REGISTRY)
+NOTIFICATIONS_GIVEN_UP = metrics.NOTIFICATIONS_GIVEN_UP.counter(REGISTRY)
 
 LISTENER_STATES = ("starting", "listening", "polling")
 
@@ -41,6 +45,12 @@ def listener_is(state: str) -> None:
     """Show the state of the queue's listener: 1 for it, 0 for the others."""
     for known in {*LISTENER_STATES, state}:
         LISTENER_STATE.labels(known).set(known == state)
+
+
+def approval_is_over(decision: str, urgent: bool, seconds: float, exemplar: dict[str, str] | None = None) -> None:
+    """Count a round of asking a person: what came of it, how long after the asking, and the trace that it was in."""
+    APPROVALS_DECIDED.labels(decision, str(urgent).lower()).inc(exemplar=exemplar)
+    APPROVAL_WAIT.labels(decision).observe(max(0.0, seconds), exemplar)
 
 
 def exemplar(trace_id: str, span_id: str) -> dict[str, str]:
@@ -100,7 +110,8 @@ class DatabaseGauges(Collector):
         rows = self._reading.rows if self._reading else ()
         for metric in metrics.CATALOGUE:
             if metric.source == "database":
-                family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+                kind = CounterMetricFamily if metric.type == "counter" else GaugeMetricFamily
+                family = kind(metric.name, metric.help, labels=metric.labels)
                 for name, labels, value in rows:
                     if name == metric.name:
                         family.add_metric(labels, value)

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +70,17 @@ class Cli:
                 await process.wait()
 
     @asynccontextmanager
-    async def on_terminal(self, *arguments: str, columns: int = 100, rows: int = 40) -> AsyncIterator[Terminal]:
-        """A command on a terminal of this size."""
+    async def on_terminal(
+        self, *arguments: str, columns: int = 100, rows: int = 40, through: Sequence[str] = ()
+    ) -> AsyncIterator[Terminal]:
+        """A command on a terminal of this size, run by the command `through`, if any."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, *arguments, env={**self.environment, "TERM": "xterm-256color"},
+            *through, *COMMAND, *arguments, env={**self.environment, "TERM": "xterm-256color"},
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            # Its own, so that what is typed and a new size become signals.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(theirs)
         terminal = Terminal(process, ours)
@@ -124,6 +128,9 @@ class Terminal:
             assert not self._closed, f"{text!r} was never shown:\n{self.shown}"
             self._more.clear()
             await self._more.wait()
+
+    def resize(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())

@@ -80,8 +80,9 @@ async def test_submit_continues_the_callers_trace(cli: Cli, queue: Queue) -> Non
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ran = await cli.ok("submit", "x", "--json", TRACEPARENT=parent, TRACESTATE="a=1")
     assert ran.json["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
-    position = await take(queue)
-    assert (position.parent_span_id, position.trace_state) == ("00f067aa0ba902b7", "a=1")
+    async with queue.connection() as connection:
+        cursor = await connection.execute("SELECT parent_span_id, trace_state FROM tracekit.envelopes")
+        assert await cursor.fetchall() == [("00f067aa0ba902b7", "a=1")]
 
 
 async def test_submit_refuses_what_the_envelope_does(cli: Cli) -> None:
@@ -111,7 +112,7 @@ async def test_the_dlq_is_listed_shown_redriven_and_abandoned(cli: Cli, queue: Q
     assert "given_up after 1 attempt\n" in shown
     assert "no lamp" in shown
     refused = await cli("dlq", "redrive", task_id, TRACEKIT_CLI_PRINCIPAL="renee")
-    assert (refused.code, "renee is not an operator" in refused.err) == (1, True)
+    assert (refused.code, "renee is not an operator" in refused.err) == (2, True)
     assert (await cli.ok("dlq", "redrive", task_id)).out == f"{task_id} redriven\n"
     assert (await queue.task(task_id)).state == "open"
     twice = await cli("dlq", "redrive", task_id)
@@ -132,6 +133,30 @@ async def waiting(queue: Queue) -> str:
     park = Park("approval", f"approval:{task_id}:{PLAN['plan_hash']}:1", timedelta(hours=1), PLAN)
     assert await settle(queue, await take(queue, "guardian"), park)
     return task_id
+
+
+async def test_p7_that_a_task_waits_for_money_is_shown_to_the_household_and_not_how_much(
+    cli: Cli, queue: Queue
+) -> None:
+    over = {"over": ["total/day/usd"], "usd": "0.17", "tokens": 4321}
+    what = ["spend beyond its budget: ask the model m-1, for $0.17 at most, with 4,321 tokens at most"]
+    data = {**PLAN, "over_budget": over["over"], "plan": over, "what": what, "why": ["The total is $5.00"]}
+    await accept(queue, "executor")
+    assert await settle(queue, await take(queue, "executor"), Park("approval", "k", timedelta(hours=1), data))
+    assert "$0.17" in (await cli.ok("approvals")).out
+    for more in ((), ("--json",)):
+        shown = (await cli.ok("approvals", "list", *more, TRACEKIT_CLI_PRINCIPAL="renee")).out
+        assert "spend beyond its budget" in shown
+        assert not any(number in shown for number in ("0.17", "4321", "4,321", "5.00"))
+
+
+async def test_a_list_of_approvals_has_no_room_for_a_whole_plan(cli: Cli, queue: Queue) -> None:
+    await accept(queue, "guardian")
+    data = {**PLAN, "what": ["write the note a.md: " + 500 * "and so on "]}
+    assert await settle(queue, await take(queue, "guardian"), Park("approval", "k", timedelta(hours=1), data))
+    listed = (await cli.ok("approvals")).out
+    assert "write the note a.md" in listed
+    assert max(map(len, listed.splitlines())) < 300
 
 
 async def test_approvals_are_listed_and_decided_once(cli: Cli, queue: Queue) -> None:
@@ -326,9 +351,9 @@ async def test_a_database_behind_a_dsn_is_migrated_only_when_asked(cli: Cli, pos
     empty = postgres.create_database()
     try:
         ran = await cli("tasks", TRACEKIT_DSN=empty)
-        assert (ran.code, "tracekit db migrate" in ran.err) == (1, True)
+        assert (ran.code, "tracekit db migrate" in ran.err) == (5, True)
         status = await cli("db", "status", "--json", TRACEKIT_DSN=empty)
-        assert (status.code, status.json["schema"]) == (1, "does not fit")
+        assert (status.code, status.json["schema"]) == (5, "does not fit")
         assert "applied 0001_substrate" in (await cli.ok("db", "migrate", TRACEKIT_DSN=empty)).out
         assert (await cli.ok("db", "migrate", TRACEKIT_DSN=empty)).out == "The schema is up to date.\n"
         assert (await cli.ok("db", "status", TRACEKIT_DSN=empty)).out.startswith("database")

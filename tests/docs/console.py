@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.processes import PATIENCE
+
 _ID = r"\b(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|[0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{16})\b"
 _VARIABLE = re.compile(
     rf"(?P<id>{_ID})"
@@ -99,9 +101,9 @@ class Shell:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
-    def run(self, command: Command, *, timeout: float = 60) -> None:
+    def run(self, command: Command, *, timeout: float = PATIENCE) -> None:
         """Run it, and fail where it fails or does not print what it should. A list may take a moment to be complete."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self._once(command, timeout)

@@ -1,4 +1,4 @@
-"""Writes the table of settings in docs/configuration.md from tracekit/config.py: `python -m tests.docs.reference`."""
+"""Writes the table of settings in docs/configuration.md from tracekit/config: `python -m tests.docs.reference`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ ALSO: dict[str, str] = {
     "log_level": "The least level that is logged.",
     "principals": "Who there is, by name: `[principals.<name>]` with `role` `operator` (decides, sees everything),"
     " `household` (plain words) or `system` (a program). Setting it replaces all three.",
-    "tokens": "Credentials of surfaces: `[[tokens]]`, each with `surface`, `principal`, `origin` and either `sha256` or"
-    " `env`. See below.",
+    "tokens": "Credentials of surfaces: `[[tokens]]`, each with `surface`, `principal`, `origin` and one of `sha256`,"
+    " `env` and `file`. See below.",
 }
-"""What config.py says at the class, or not at all."""
+"""What tracekit/config says at the class, or not at all."""
 
 
 def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
@@ -104,7 +104,7 @@ def rows(name: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
         path = f"{name}.{field_name}" if name else field_name
         text = texts[field_name]
         if bool(text) == (path in ALSO):
-            raise ValueError(f"{path} must be described once: in config.py, or in ALSO of {__file__}")
+            raise ValueError(f"{path} must be described once: in tracekit/config, or in ALSO of {__file__}")
         shown = default(field)
         if field.annotation == timedelta and shown != "not set":
             shown += " s"

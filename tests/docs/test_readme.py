@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 
 
-@pytest.mark.timeout(180)
 def test_its_commands_work_as_printed(tmp_path: Path) -> None:
     run_document(README, tmp_path)
 

@@ -1,22 +1,17 @@
-"""Ways to break the database for its users: a server that stops, a way to it that hangs, a pooler in between."""
+"""Ways to break the database for its users: a server that stops, and a way to it that hangs."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.postgres import ThrowawayServer
-from tests.support.processes import eventually
-from tests.support.programs import require_program
-from tracekit.postgres import UnreachableError, connect
 
 
 class BreakableServer:
@@ -94,51 +89,3 @@ async def proxied(dsn: str) -> AsyncIterator[tuple[str, Proxy]]:
             server.close()
             proxy.heal()
             proxy.cut()
-
-
-@asynccontextmanager
-async def pgbouncer(dsn: str) -> AsyncIterator[str]:
-    """The DSN of a PgBouncer in transaction mode before `dsn`."""
-    program = require_program("pgbouncer")
-    parts: dict[str, Any] = conninfo_to_dict(dsn)
-    directory = Path(tempfile.mkdtemp(prefix="tk-", dir="/tmp"))
-    # It does not run as root, and must get at the server's socket: it runs as whom the server runs as.
-    owner = os.stat(parts["host"])
-    config = directory / "pgbouncer.ini"
-    config.write_text(
-        "[databases]\n"
-        f"* = host={parts['host']} port={parts['port']} user={parts['user']}\n"
-        "[pgbouncer]\n"
-        f"unix_socket_dir = {directory}\n"
-        "listen_port = 6432\n"
-        "auth_type = any\n"
-        "pool_mode = transaction\n"
-        "default_pool_size = 8\n"
-        "max_client_conn = 200\n"
-    )
-    log = directory / "log"
-    log.touch()
-    options: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        for path in (directory, config, log):
-            shutil.chown(path, owner.st_uid, owner.st_gid)
-        options = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-    with log.open("ab") as sink:
-        process = await asyncio.create_subprocess_exec(program, config, stdout=sink, stderr=sink, cwd="/", **options)
-    through = make_conninfo(dsn, host=str(directory), port=6432)
-
-    async def answers() -> bool:
-        assert process.returncode is None, log.read_text()
-        with suppress(UnreachableError):
-            await (await connect(through, transaction_pooler=True)).close()
-            return True
-        return False
-
-    try:
-        await eventually(answers, "PgBouncer answers")
-        yield through
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        shutil.rmtree(directory)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.aftermath import Aftermath, aftermath
 from tests.faults.breaking import BreakableServer
 from tests.support.postgres import ThrowawayServer
 from tests.support.processes import Process
-from tracekit.postgres import migrate
+from tracekit.postgres import Pool, migrate
 
 StartWorker = Callable[..., Awaitable[Process]]
 
@@ -57,3 +58,10 @@ async def start_worker(tmp_path: Path, ledger: Path) -> AsyncIterator[StartWorke
             return process
 
         yield start
+
+
+@pytest.fixture
+async def after(request: pytest.FixtureRequest, pool: Pool, dsn: str) -> AsyncIterator[Aftermath]:
+    """What must hold in the test's database when all is well again."""
+    async with aftermath(request, pool, dsn) as found:
+        yield found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from datetime import timedelta
+import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def write_ledger(hop: Hop[Any], step: str) -> str:
     finally:
         os.close(descriptor)
     return line.strip()
+
+
+def release_file() -> Path:
+    """Once it is there, handlers that hear nothing go on."""
+    return Path(os.environ[LEDGER] + ".release")
 
 
 def read_ledger(path: Path) -> list[tuple[str, str, int]]:
@@ -95,6 +101,73 @@ class Effectful(Mode[Work]):
         return Done(summary="; ".join(steps))
 
 
+class Careful(Mode[Work]):
+    """One deed that nobody would want done twice."""
+
+    name = "careful"
+    input_type = Work
+
+    def run(self, hop: Hop[Work]) -> Outcome:
+        return Done(summary=hop.blocking.effect("deed", partial(write_ledger, hop, "deed"), uncertain="raise"))
+
+
+class Lingering(Mode[Work]):
+    """Takes its time at the first attempt; any other is done at once."""
+
+    name = "lingering"
+    input_type = Work
+
+    async def run(self, hop: Hop[Work]) -> Outcome:
+        write_ledger(hop, "begun")
+        try:
+            await asyncio.sleep(hop.input.seconds if hop.task.attempt == 1 else 0)
+        except asyncio.CancelledError:
+            write_ledger(hop, "cancelled")
+            raise
+        return Done(summary=f"attempt {hop.task.attempt}")
+
+
+class Deaf(Mode[Work]):
+    """Goes on at its first attempt, whoever cancels it, until the test releases it."""
+
+    name = "deaf"
+    input_type = Work
+
+    async def run(self, hop: Hop[Work]) -> Outcome:
+        write_ledger(hop, "begun")
+        while hop.task.attempt == 1 and not release_file().exists():
+            try:
+                await asyncio.sleep(0.02)
+            except asyncio.CancelledError:
+                write_ledger(hop, "ignored")
+        write_ledger(hop, "answered")
+        return Done(summary=f"attempt {hop.task.attempt}")
+
+
+class Blocked(Mode[Work]):
+    """The same in a thread, which nothing can cancel."""
+
+    name = "blocked"
+    input_type = Work
+
+    def run(self, hop: Hop[Work]) -> Outcome:
+        write_ledger(hop, "begun")
+        while hop.task.attempt == 1 and not release_file().exists():
+            time.sleep(0.02)
+        write_ledger(hop, "answered")
+        return Done(summary=f"attempt {hop.task.attempt}")
+
+
+class Timekeeper(Mode[Work]):
+    """Tells the worker's clock to a mode that no worker serves."""
+
+    name = "timekeeper"
+    input_type = Work
+
+    async def run(self, hop: Hop[Work]) -> Outcome:
+        return HandOff("elsewhere", {"time": time.time(), "datetime": datetime.now(UTC).timestamp()})
+
+
 class Chain(Mode[Work]):
     name = "chain"
     input_type = Work
@@ -137,4 +210,7 @@ def parker_key(task_id: str) -> str:
     return f"faults:{task_id}"
 
 
-ALL: tuple[type[Mode[Any]], ...] = (Fast, Slow, Raising, Poison, Effectful, Chain, Parker, Guardian)
+ALL: tuple[type[Mode[Any]], ...] = (
+    Fast, Slow, Raising, Poison, Effectful, Careful, Lingering, Deaf, Blocked, Timekeeper, Chain, Parker,
+    Guardian,
+)  # fmt: skip

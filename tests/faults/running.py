@@ -15,14 +15,15 @@ from tests.support.processes import background
 from tracekit.config import Settings, WorkerSettings
 from tracekit.postgres import connect, open_pool
 from tracekit.queue import Queue
-from tracekit.queue.listener import Listener
+from tracekit.queue.listener import Listener, Wake
 from tracekit.tracing.otlp import collector_from_environment
 from tracekit.tracing.shipper import SpanShipper
 from tracekit.workers.loops import keep
 from tracekit.workers.mode import Mode, Services
 from tracekit.workers.worker import Worker
 
-BATCH_ROWS = 64
+BATCH_SPANS = 256
+BATCH_ROWS = BATCH_SPANS // 4
 """Spans in one shipment: what a shipper's death may repeat."""
 
 
@@ -47,7 +48,7 @@ async def running(
     test_interval: timedelta = timedelta(seconds=20),
     test_timeout: timedelta = timedelta(seconds=5),
 ) -> AsyncIterator[Running]:
-    """A worker and its loops until the block ends; then it drains."""
+    """A worker and its loops until the block ends; then it drains. Without `notify` every NOTIFY to it is lost."""
     stop = asyncio.Event()
     pool = await open_pool(
         dsn, min_size=1, max_size=8, name="faults", autocommit=True, transaction_pooler=transaction_pooler
@@ -59,7 +60,7 @@ async def running(
         listener = Listener(
             listen_dsn or dsn,
             pool,
-            worker.wake,
+            worker.wake if notify else _losing(worker.wake),
             connect=lambda to: connect(to, autocommit=True),
             test_interval=test_interval,
             test_timeout=test_timeout,
@@ -79,8 +80,6 @@ async def running(
         ]
         if sweep:
             loops.append(("sweep", queue.sweep, settings.sweep_interval.total_seconds()))
-        if notify:
-            loops.append(("notify", queue.notifier.round, 0))
         async with background(*(keep(name, round, pause=pause) for name, round, pause in loops), shipper.run(stop)):
             working = asyncio.create_task(worker.run(stop))
             try:
@@ -88,3 +87,13 @@ async def running(
             finally:
                 stop.set()
                 await working
+
+
+def _losing(wake: Wake) -> Wake:
+    """Passes on that the listener listens, and nothing of what it hears."""
+
+    def hear(wakeups: list[dict[str, Any]]) -> None:
+        if not wakeups:
+            wake([])
+
+    return hear

@@ -9,10 +9,9 @@ import signal
 import sys
 from datetime import timedelta
 
-import structlog
-
 from tests.faults.modes import ALL
 from tests.faults.running import running
+from tests.support.logs import plain_logs
 from tracekit.config import WorkerSettings
 
 
@@ -44,10 +43,7 @@ def main() -> None:
     parser.add_argument("--poll", type=float, default=0.5)
     parser.add_argument("--grace", type=float, default=5.0)
     parser.add_argument("--no-sweep", action="store_true")
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    plain_logs(logging.WARNING, sys.stderr)
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from psycopg.rows import dict_row
 
 from tests.support.postgres import ThrowawayServer
+from tests.support.processes import PATIENCE
 from tracekit.config import IngressSettings, Principal, Settings, Token
 from tracekit.envelope import Origin
 from tracekit.ingress import bind, create_app, serve
@@ -111,7 +112,7 @@ async def serving(settings: Settings, queue: Queue, **app: Any) -> AsyncIterator
     stop = asyncio.Event()
     task = asyncio.create_task(serve(made, settings, stop, sock=sock))
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
             yield Served(made, http, port, settings, queue, gauges)
     finally:
         stop.set()

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable
 
+from tests.support.processes import PATIENCE
 
-def wait_until(holds: Callable[[], object], what: str, *, timeout: float = 30.0) -> None:
+
+def wait_until(holds: Callable[[], object], what: str, *, timeout: float = PATIENCE) -> None:
     """Looks again and again, for up to `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not holds():

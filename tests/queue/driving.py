@@ -23,7 +23,7 @@ _numbers = itertools.count()
 def submission(mode: str = "router", input: Any = None, **fields: Any) -> Submission:
     """A task that asks for nothing in particular, under a key of its own."""
     origin = fields.pop("origin", Origin.MANUAL)
-    requester = fields.pop("requester", "rob")
+    requester, surface = fields.pop("requester", "rob"), fields.pop("surface", "test")
     trace = {name: fields.pop(name) for name in ("parent_span_id", "trace_state") if name in fields}
     trace_id = fields.pop("trace_id", None) or ids.new_trace_id()
     extra = {name: fields.pop(name) for name in ("received", "review_of", "tags") if name in fields}
@@ -34,7 +34,7 @@ def submission(mode: str = "router", input: Any = None, **fields: Any) -> Submis
         retry_policy=fields.pop("retry_policy", AT_ONCE),
         **fields,
     )
-    envelope = Envelope.seal(request, origin=origin, surface="test", requester=requester, trace_id=trace_id, **trace)
+    envelope = Envelope.seal(request, origin=origin, surface=surface, requester=requester, trace_id=trace_id, **trace)
     return Submission(envelope, mode=mode, input=input, **extra)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 
 import pytest
 
@@ -92,84 +93,162 @@ async def test_a_signal_before_its_wait_leaves_no_gap(queue: Queue, pool: Pool) 
     assert (await findings(pool))[1] == []
 
 
-SPAN = "DELETE FROM tracekit.spans WHERE task_id = %(task)s AND span_id = %(span)s"
-EVENT = "DELETE FROM tracekit.events WHERE task_id = %(task)s AND kind = "
+LINE = "DELETE FROM tracekit.record WHERE task_id = %(task)s AND "
+OF_LINE = "UPDATE tracekit.record SET {} WHERE task_id = %(task)s AND {}"
+KEPT = (
+    "INSERT INTO tracekit.kept_spans (trace_id, span_id, parent_span_id, task_id, name, kind, start_time, end_time)"
+    " SELECT trace_id, {}, {}, id, 'GET', 3, now() - interval '1 hour', now() - interval '1 hour'"
+    " FROM tracekit.envelopes WHERE id = %(task)s"
+)
+UNACCEPTED = "DELETE FROM tracekit.envelopes WHERE id = %(task)s"
 
+# The task, what is done to it, and what the audit must call it.
 BREAKS = [
-    ("done", SPAN, "root", {"root-missing", "orphan"}),
-    ("done", SPAN, "send 1", {"send-missing", "orphan"}),
-    ("done", SPAN, "send 2", {"send-missing", "orphan"}),
-    ("done", SPAN, "attempt 2 1", {"attempt-span-missing"}),
-    ("done", SPAN, "queue 2 3", {"queue-span-missing"}),
-    ("done", SPAN, "wait 2 4", {"wait-span-missing"}),
-    ("dead", SPAN, "attempt 1 2", {"attempt-span-missing"}),
-    ("abandoned", SPAN, "dlq 1", {"dlq-span-missing"}),
-    ("parked", SPAN, "send 1", {"send-missing", "orphan"}),
-    ("expired", SPAN, "root", {"root-missing", "orphan"}),
-    ("done", EVENT + "'task.ended'", "", {"event-ended"}),
-    ("done", EVENT + "'task.accepted'", "", {"event-accepted"}),
-    ("done", EVENT + "'attempt.ended' AND hop = 1", "", {"attempt-missing"}),
-    ("done", EVENT + "'attempt.ended' AND hop = 2 AND attempt = 2", "", {"attempt-missing"}),
-    ("done", EVENT + "'attempt.ended' AND hop = 2 AND attempt = 5", "", {"attempt-missing"}),
-    ("dead", EVENT + "'attempt.ended' AND attempt = 3", "", {"attempt-missing"}),
-    ("parked", EVENT + "'attempt.ended'", "", {"attempt-missing"}),
-    ("running", EVENT + "'attempt.ended'", "", {"attempt-missing"}),
-    ("done", "DELETE FROM tracekit.hops WHERE task_id = %(task)s AND hop = 1", "", {"hop-missing", "attempt-stray"}),
-    ("ready", "DELETE FROM tracekit.hops WHERE task_id = %(task)s", "", {"hop-missing"}),
-    ("ready", "DELETE FROM tracekit.queue WHERE task_id = %(task)s", "", {"queue-missing"}),
-    ("running", "UPDATE tracekit.queue SET hop = 1 WHERE task_id = %(task)s", "", {"hop-place", "attempt-missing"}),
-    ("dead", "DELETE FROM tracekit.dead_letters WHERE task_id = %(task)s", "", {"dlq-missing"}),
-    ("dead", "DELETE FROM tracekit.tasks WHERE id = %(review)s", "", {"review-missing"}),
-    ("dead", "UPDATE tracekit.dead_letters SET review_task_id = NULL WHERE task_id = %(task)s", "", {"review-missing"}),
+    # lines that are gone
+    ("done", LINE + "end_state IS NOT NULL", {"queue-missing"}),
+    ("done", LINE + "next_hop = 2", {"line-place", "orphan", "attempt-missing"}),
+    ("done", LINE + "hop = 2 AND attempt = 2 AND kind = 'attempt.ended'", {"attempt-missing"}),
+    ("done", LINE + "kind = 'wait.closed'", {"wait-line", "wait-span-missing"}),
+    ("dead", LINE + "attempt = 2", {"attempt-missing"}),
+    ("dead", LINE + "attempt = 3 AND kind = 'attempt.ended'", {"attempt-missing"}),
+    ("dead", LINE + "kind = 'task.dead'", {"dlq-line"}),
+    ("parked", LINE + "kind = 'attempt.ended'", {"attempt-missing"}),
+    ("redriven", LINE + "kind = 'task.redriven'", {"dlq-line", "dlq-span-missing", "hop-place"}),
+    ("abandoned", LINE + "end_state IS NOT NULL", {"queue-missing", "dlq-line", "dlq-span-missing"}),
+    ("running", LINE + "next_hop = 2", {"hop-place"}),
+    ("deadline", LINE + "kind = 'wait.closed'", {"wait-line", "wait-span-missing"}),
+    # lines that lack something
+    (
+        "done",
+        OF_LINE.format("claimed_at = NULL", "hop = 2 AND attempt = 1"),
+        {"line-incomplete", "attempt-span-missing", "queue-span-missing"},
+    ),
+    ("done", OF_LINE.format("ready_at = NULL", "hop = 2 AND attempt = 3"), {"line-incomplete", "queue-span-missing"}),
+    ("done", OF_LINE.format("worker = NULL", "hop = 1"), {"line-incomplete"}),
+    ("done", OF_LINE.format("outcome = NULL", "hop = 1"), {"line-incomplete"}),
+    ("dead", OF_LINE.format("claimed_at = now()", "kind = 'task.dead'"), {"line-incomplete"}),
+    (
+        "done",
+        OF_LINE.format("data = data - 'opened_at'", "kind = 'wait.closed'"),
+        {"line-incomplete", "wait-span-missing"},
+    ),
+    (
+        "done",
+        OF_LINE.format("data = data - 'parked_by'", "kind = 'wait.closed'"),
+        {"line-incomplete", "wait-span-missing"},
+    ),
+    ("done", OF_LINE.format("data = data - 'resolution'", "kind = 'wait.closed'"), {"line-incomplete"}),
+    ("redriven", OF_LINE.format("data = NULL", "kind = 'task.redriven'"), {"line-incomplete", "dlq-span-missing"}),
+    ("abandoned", OF_LINE.format("data = NULL", "end_state = 'abandoned'"), {"line-incomplete", "dlq-span-missing"}),
+    ("running", OF_LINE.format("next_mode = NULL", "next_hop = 2"), {"line-incomplete"}),
+    # lines that say what cannot be
+    ("done", OF_LINE.format("hop = 1", "hop = 2 AND attempt = 2"), {"line-place", "attempt-missing"}),
+    ("done", OF_LINE.format("mode = 'x'", "hop = 1"), {"line-place"}),
+    ("done", OF_LINE.format("attempt = 9", "hop = 2 AND attempt = 1"), {"attempt-missing"}),
+    ("done", OF_LINE.format("attempt = 1", "hop = 2 AND attempt = 2"), {"attempt-missing", "attempt-doubled"}),
+    (
+        "done",
+        OF_LINE.format("next_hop = 3", "next_hop = 2"),
+        {"hop-missing", "line-place", "attempt-missing", "orphan"},
+    ),
+    ("done", OF_LINE.format("end_state = 'failed'", "end_state = 'done'"), {"event-ended"}),
+    ("abandoned", OF_LINE.format("kind = 'effect.recorded'", "end_state IS NOT NULL"), {"event-ended", "dlq-line"}),
+    ("done", OF_LINE.format("seq = 1", "hop = 1"), {"line-order"}),
+    ("done", OF_LINE.format("seq = seq + 1000001", "hop = 1"), {"line-order", "line-place"}),
+    # what was accepted
+    ("done", UNACCEPTED, {"envelope-missing"}),
+    ("ready", UNACCEPTED, {"envelope-missing"}),
+    ("parked", UNACCEPTED, {"envelope-missing"}),
+    ("done", "UPDATE tracekit.envelopes SET parent_span_id = NULL WHERE id = %(task)s", {"trace-id"}),
+    ("ready", "UPDATE tracekit.envelopes SET trace_id = md5(trace_id) WHERE id = %(task)s", {"trace-id"}),
+    ("ready", "UPDATE tracekit.envelopes SET mode = 'x' WHERE id = %(task)s", {"hop-place"}),
+    # the place in the queue
+    ("ready", "DELETE FROM tracekit.queue WHERE task_id = %(task)s", {"queue-missing"}),
+    (
+        "running",
+        "UPDATE tracekit.queue SET hop = 1 WHERE task_id = %(task)s",
+        {"hop-place", "attempt-missing"},
+    ),
+    ("running", "UPDATE tracekit.queue SET mode = 'x' WHERE task_id = %(task)s", {"hop-place"}),
+    ("running", "UPDATE tracekit.queue SET worker = NULL WHERE task_id = %(task)s", {"queue-incomplete"}),
+    ("running", "UPDATE tracekit.queue SET attempt = 2 WHERE task_id = %(task)s", {"attempt-missing"}),
+    ("scheduled", "UPDATE tracekit.queue SET due_at = NULL WHERE task_id = %(task)s", {"queue-incomplete"}),
+    ("parked", "UPDATE tracekit.queue SET due_at = NULL WHERE task_id = %(task)s", {"queue-incomplete"}),
     (
         "done",
         "INSERT INTO tracekit.queue (task_id, hop, mode, priority, state, created_at, ready_at, max_attempts)"
-        " VALUES (%(task)s, 2, 'b', 1, 'ready', now(), now(), 3)",
-        "",
+        " SELECT task_id, 2, 'b', 1, 'ready', now(), now(), 3 FROM tracekit.record"
+        " WHERE task_id = %(task)s AND next_hop = 2",
         {"queue-leftover", "attempt-missing"},
     ),
+    # waits and the DLQ
+    ("parked", "DELETE FROM tracekit.waits WHERE task_id = %(task)s", {"wait-missing"}),
+    ("done", "DELETE FROM tracekit.waits WHERE task_id = %(task)s", {"wait-missing", "wait-line"}),
+    ("parked", "UPDATE tracekit.queue SET state = 'ready' WHERE task_id = %(task)s", {"wait-open"}),
+    ("done", "UPDATE tracekit.waits SET closed_at = NULL WHERE task_id = %(task)s", {"wait-open", "wait-line"}),
+    ("dead", "DELETE FROM tracekit.dead_letters WHERE task_id = %(task)s", {"dlq-missing", "queue-missing"}),
+    ("dead", "DELETE FROM tracekit.envelopes WHERE id = %(review)s", {"review-missing", "envelope-missing"}),
+    ("dead", "UPDATE tracekit.dead_letters SET review_task_id = NULL WHERE task_id = %(task)s", {"review-missing"}),
     (
         "abandoned",
         "UPDATE tracekit.dead_letters SET resolution = NULL, resolved_at = NULL WHERE task_id = %(task)s",
-        "",
-        {"dlq-leftover"},
+        {"dlq-leftover", "dlq-line"},
     ),
-    ("parked", "DELETE FROM tracekit.waits WHERE task_id = %(task)s", "", {"wait-missing"}),
-    ("parked", "UPDATE tracekit.queue SET state = 'ready' WHERE task_id = %(task)s", "", {"wait-open"}),
-    ("done", "UPDATE tracekit.tasks SET ended_at = NULL WHERE id = %(task)s", "", {"end-time"}),
-    ("done", "UPDATE tracekit.tasks SET parent_span_id = NULL WHERE id = %(task)s", "", {"root-parent", "orphan"}),
-    (
-        "running",
-        "INSERT INTO tracekit.spans (trace_id, span_id, task_id, name, kind, start_time, end_time)"
-        " SELECT trace_id, %(root)s, id, 'task manual', 1, now(), now() FROM tracekit.tasks WHERE id = %(task)s",
-        "",
-        {"root-early"},
-    ),
+    # spans beside the record's
+    ("running", KEPT.format("%(root)s", "NULL"), {"root-early"}),
+    ("done", KEPT.format("%(root)s", "parent_span_id"), {"span-doubled"}),
+    ("done", KEPT.format("%(root)s", "'bbbbbbbbbbbbbbbb'"), {"span-doubled", "root-parent", "orphan"}),
+    ("done", KEPT.format("%(attempt)s", "%(root)s"), {"span-doubled"}),
+    ("done", KEPT.format("'ffffffffffffffff'", "NULL"), {"root-second"}),
+    ("done", KEPT.format("'ffffffffffffffff'", "'bbbbbbbbbbbbbbbb'"), {"orphan"}),
     (
         "done",
-        "INSERT INTO tracekit.spans (trace_id, span_id, task_id, name, kind, start_time, end_time)"
-        " SELECT trace_id, 'ffffffffffffffff', id, 'another', 1, now(), now() FROM tracekit.tasks WHERE id = %(task)s",
-        "",
-        {"root-second"},
-    ),
-    (
-        "done",
-        "INSERT INTO tracekit.events (task_id, at, kind, hop, mode, attempt)"
-        " VALUES (%(task)s, now(), 'attempt.ended', 1, 'a', 1)",
-        "",
-        {"attempt-doubled"},
-    ),
-    (
-        "done",
-        "UPDATE tracekit.spans SET trace_id = repeat('c', 32) WHERE task_id = %(task)s AND span_id = %(span)s",
-        "attempt 2 1",
-        {"trace-other", "attempt-span-missing", "orphan"},
+        KEPT.format("'ffffffffffffffff'", "%(root)s").replace("SELECT trace_id", "SELECT md5(trace_id)"),
+        {"trace-other", "orphan"},
     ),
 ]
 
 
+@pytest.mark.parametrize(("which", "statement", "expected"), BREAKS)
+async def test_what_is_broken_is_named(
+    queue: Queue, pool: Pool, which: str, statement: LiteralString, expected: set[str]
+) -> None:
+    """T11: and nothing else is, of no other task."""
+    made = await histories(queue)
+    task_id = made[which]
+    values = {
+        "task": task_id,
+        "root": ids.root_span_id(task_id),
+        "attempt": ids.attempt_span_id(task_id, 1, 1),
+        "review": made["review"],
+    }
+    async with pool.connection() as connection:
+        cursor = await connection.execute(statement, values)
+        assert cursor.rowcount > 0, "nothing was broken"
+    _, found = await findings(pool)
+    assert {finding.check for finding in found} == expected, found
+    about = {task_id, made["review"]} if "envelope-missing" in expected else {task_id}
+    assert {finding.task_id for finding in found} <= about
+
+
+SPANS = [
+    ("done", "root", {"root-missing", "orphan"}),
+    ("done", "send 1", {"send-missing", "orphan"}),
+    ("done", "send 2", {"send-missing", "orphan"}),
+    ("done", "attempt 2 1", {"attempt-span-missing"}),
+    ("done", "queue 2 3", {"queue-span-missing"}),
+    ("done", "wait 2 4", {"wait-span-missing"}),
+    ("dead", "attempt 1 2", {"attempt-span-missing"}),
+    ("abandoned", "dlq 1", {"dlq-span-missing"}),
+    ("parked", "send 1", {"send-missing", "orphan"}),
+    ("expired", "root", {"root-missing", "orphan"}),
+]
+
+COLUMNS = "trace_id, span_id, parent_span_id, task_id, source, name, kind, start_time, end_time"
+
+
 def span_id(task_id: str, what: str) -> str:
-    kind, *numbers = what.split() or ["root"]
+    kind, *numbers = what.split()
     make = {
         "root": ids.root_span_id,
         "send": ids.send_span_id,
@@ -181,32 +260,38 @@ def span_id(task_id: str, what: str) -> str:
     return make(task_id, *map(int, numbers))  # type: ignore[operator,no-any-return]
 
 
-@pytest.mark.parametrize(("which", "statement", "span", "expected"), BREAKS)
-async def test_what_is_broken_is_named(
-    queue: Queue, pool: Pool, which: str, statement: str, span: str, expected: set[str]
-) -> None:
+async def test_spans_that_version_1_wrote_are_looked_for_too(queue: Queue, pool: Pool) -> None:
+    """T11: of a task from before the record, the spans are rows, and a row can be missing."""
     made = await histories(queue)
-    task_id = made[which]
-    values = {
-        "task": task_id,
-        "span": span_id(task_id, span),
-        "root": ids.root_span_id(task_id),
-        "review": made["review"],
-    }
     async with pool.connection() as connection:
-        cursor = await connection.execute(statement, values)
-        assert cursor.rowcount > 0, "nothing was broken"
-    _, found = await findings(pool)
-    assert {finding.check for finding in found} == expected
-    assert {finding.task_id for finding in found} == {task_id}
-    if statement == SPAN and span != "root":
-        assert any(values["span"] in finding.detail for finding in found)
+        await connection.execute(f"INSERT INTO tracekit.kept_spans ({COLUMNS}) SELECT {COLUMNS} FROM tracekit.spans")
+        await connection.execute("UPDATE tracekit.record SET xid = '1'")
+        await connection.execute("UPDATE tracekit.envelopes SET xid = '1'")
+    assert (await findings(pool))[1] == []
+    for which, what, expected in SPANS:
+        span = span_id(made[which], what)
+        async with pool.connection() as connection:
+            cursor = await connection.execute(
+                f"DELETE FROM tracekit.kept_spans WHERE span_id = %s RETURNING {COLUMNS}",
+                [span],
+            )
+            row = await cursor.fetchone()
+        assert row, "nothing was broken"
+        _, found = await findings(pool)
+        assert {finding.check for finding in found} == expected, found
+        assert {finding.task_id for finding in found} == {made[which]}
+        assert any(span in finding.detail for finding in found)
+        async with pool.connection() as connection:
+            await connection.execute(
+                f"INSERT INTO tracekit.kept_spans ({COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                row,
+            )
 
 
 SDK_SPAN = (
-    "INSERT INTO tracekit.spans (trace_id, span_id, parent_span_id, task_id, source, name, kind, start_time, end_time)"
-    " SELECT trace_id, %(id)s, %(parent)s, id, 'sdk', 'GET', 3, clock_timestamp() - %(age)s::interval,"
-    " clock_timestamp() - %(age)s::interval FROM tracekit.tasks WHERE id = %(task)s"
+    "INSERT INTO tracekit.kept_spans (trace_id, span_id, parent_span_id, task_id, name, kind, start_time, end_time)"
+    " SELECT trace_id, %(id)s, %(parent)s, id, 'GET', 3, clock_timestamp() - %(age)s::interval,"
+    " clock_timestamp() - %(age)s::interval FROM tracekit.envelopes WHERE id = %(task)s"
 )
 
 
@@ -251,14 +336,13 @@ async def test_the_window_holds_what_was_alive_in_it(queue: Queue, pool: Pool) -
     alive = await parked(queue)
     async with pool.connection() as connection:
         await connection.execute(
-            "UPDATE tracekit.tasks SET created_at = now() - interval '2 days',"
-            " ended_at = now() - interval '1 day' WHERE id = %s",
-            [old],
+            "UPDATE tracekit.envelopes SET created_at = now() - interval '2 days' WHERE id = ANY(%s)", [[old, alive]]
         )
         await connection.execute(
-            "UPDATE tracekit.tasks SET created_at = now() - interval '2 days' WHERE id = %s", [alive]
+            "UPDATE tracekit.record SET at = now() - interval '1 day' WHERE task_id = %s AND end_state IS NOT NULL",
+            [old],
         )
-        await connection.execute("DELETE FROM tracekit.events")
+        await connection.execute("UPDATE tracekit.record SET worker = NULL")
     assert {finding.task_id for finding in (await findings(pool, since=timedelta(hours=1)))[1]} == {new, alive}
     assert {finding.task_id for finding in (await findings(pool))[1]} == {old, new, alive}
     yesterday = datetime.now(UTC) - timedelta(hours=20)

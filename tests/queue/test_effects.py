@@ -36,6 +36,19 @@ async def test_a_recorded_result_is_returned_ever_after_Q5(queue: Queue, result:
     assert await queue.begin_effect(await take(queue), "charge", uncertain="raise") == (False, None)
 
 
+async def test_of_two_records_of_a_step_the_first_stands_Q5(queue: Queue) -> None:
+    """A handler may do the same step twice at once."""
+    task_id = await accept(queue)
+    position = await take(queue)
+    for _ in range(2):
+        assert await queue.begin_effect(position, "light", uncertain="rerun") == (False, None)
+    await queue.record_effect(position, "light", "first")
+    await queue.record_effect(position, "light", "second")
+    assert await queue.begin_effect(position, "light", uncertain="rerun") == (True, "first")
+    kinds = [event.kind for event in await queue.events(task_id)]
+    assert kinds == ["task.accepted", "effect.recorded"]
+
+
 async def test_what_nobody_knows_is_rerun_or_raised_by_choice_Q5(queue: Queue) -> None:
     await accept(queue)
     dead = await take(queue, lease=timedelta(0))

@@ -9,8 +9,8 @@ import pytest
 from tests.queue.driving import accept, claim, settle, submission, take
 from tracekit import ids
 from tracekit.postgres import Pool
-from tracekit.queue import Done, GiveUp, HandOff, Notice, Park, Queue, QueueError, RetryLater
-from tracekit.queue.model import Failed, Released
+from tracekit.queue import Done, GiveUp, HandOff, Notice, Park, Queue, QueueError, RetryLater, Settlement
+from tracekit.queue.model import Ending, Failed, Released
 
 
 async def spans(pool: Pool, task_id: str) -> dict[str, str]:
@@ -79,6 +79,53 @@ async def test_a_late_worker_changes_nothing_Q3(queue: Queue) -> None:
     assert await queue.heartbeat("w1", ["router"], "listening", {task_id: late.token}, timedelta(1)) == set()
     assert await queue.events(task_id) == before
     assert await settle(queue, current, Done())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (Done(), Failed("Boom", "it broke"), "done"),
+        (GiveUp("no"), Done(), "given_up"),
+        (Park("ci", "ci:1", timedelta(hours=1)), Released(), "parked"),
+        (Released(), Released(), "released"),
+    ],
+    ids=["done", "given_up", "parked", "released"],
+)
+async def test_of_two_ends_in_one_batch_the_first_counts_Q3(
+    queue: Queue, first: Ending, second: Ending, line: str
+) -> None:
+    task_id = await accept(queue)
+    position = await take(queue)
+    ends = [Settlement(position, first), Settlement(position, second)]
+    assert await queue.settle(ends) == ends[1:]
+    ended = [event.data["outcome"] for event in await queue.events(task_id) if event.kind == "attempt.ended"]
+    assert ended == [line]
+
+
+@pytest.mark.parametrize(
+    ("ending", "too_late", "line"),
+    [
+        (Done("failed", notify=True), Done(notify=True), "failed"),
+        (HandOff("next"), HandOff("elsewhere"), "handed_off"),
+        (Released(), GiveUp("no"), "released"),
+    ],
+    ids=["done", "handed_off", "released"],
+)
+@pytest.mark.parametrize("late_first", [True, False])
+async def test_a_late_end_beside_that_of_the_current_attempt_changes_nothing_Q3(
+    queue: Queue, pool: Pool, ending: Ending, too_late: Ending, line: str, late_first: bool
+) -> None:
+    """A worker may get back the hop that it lost, and come to the ends of both attempts at once."""
+    task_id = await accept(queue)
+    late = Settlement(await take(queue, lease=timedelta(0)), too_late)
+    await queue.sweep()
+    current = Settlement(await take(queue), ending)
+    assert await queue.settle([late, current] if late_first else [current, late]) == [late]
+    ended = [event.data["outcome"] for event in await queue.events(task_id) if event.kind == "attempt.ended"]
+    assert ended == ["lease_expired", line]
+    async with pool.connection() as connection:
+        cursor = await connection.execute("SELECT kind FROM tracekit.outbox")
+        assert await cursor.fetchall() == ([("task_failed",)] if isinstance(ending, Done) else [])
 
 
 async def test_a_signal_before_its_wait_is_found_and_a_second_one_counts_nothing_Q14(queue: Queue) -> None:

@@ -11,6 +11,7 @@ from tests.queue.driving import AT_ONCE, accept, settle, submission, take
 from tests.support.processes import eventually
 from tracekit.postgres import Pool, connect
 from tracekit.queue import Done, GiveUp, HandOff, Park, Queue, QueueError, Settlement
+from tracekit.queue.claim import Ask
 from tracekit.queue.claim import claim as claim_hops
 from tracekit.queue.model import Failed, Released
 
@@ -230,19 +231,19 @@ async def test_a_hop_that_moved_on_while_a_claim_was_under_way_is_not_claimed_bl
     """A claim reads the queue as it was and locks rows as they are. Of a hop that was taken and handed on in between,
     its snapshot cannot see the input: such a hop must stay ready, not become one that runs and nobody knows of.
     """
-    await accept(queue, "first")
+    await accept(queue, "first", ttl=timedelta(hours=1))
     moved = await accept(queue, "second")
     async with pool.connection() as connection:
-        # Whoever looks at a row of the first mode stands still there, its snapshot taken.
-        await connection.execute("ALTER TABLE tracekit.queue RENAME TO queue_rows")
+        # Whoever asks for the time stands still: at the first mode, whose task has a ttl, its snapshot taken.
+        await connection.execute("CREATE SCHEMA hooks")
         await connection.execute(
-            "CREATE FUNCTION pause(mode text) RETURNS boolean LANGUAGE plpgsql AS"
-            " $$BEGIN IF mode = 'first' THEN PERFORM pg_advisory_xact_lock_shared(1); END IF; RETURN true; END$$"
+            "CREATE FUNCTION hooks.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS"
+            " $$BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN pg_catalog.clock_timestamp(); END$$"
         )
-        await connection.execute("CREATE VIEW tracekit.queue AS SELECT * FROM tracekit.queue_rows WHERE pause(mode)")
     async with await connect(dsn) as holding, await connect(dsn, autocommit=True) as claiming:
+        await claiming.execute("SET search_path = hooks, pg_catalog")
         await holding.execute("SELECT pg_advisory_xact_lock(1)")
-        claimed = asyncio.create_task(claim_hops(claiming, "slow", {"first": 1, "second": 1}, HOUR, by_age=False))
+        claimed = asyncio.create_task(claim_hops(claiming, Ask("slow", {"first": 1, "second": 1}, HOUR)))
 
         async def stands_still() -> bool:
             async with pool.connection() as connection:
@@ -255,18 +256,17 @@ async def test_a_hop_that_moved_on_while_a_claim_was_under_way_is_not_claimed_bl
         # Somebody takes the second one and hands it on within its mode.
         async with pool.connection() as connection, connection.transaction():
             await connection.execute(
-                "INSERT INTO tracekit.hops (task_id, hop, mode, input, created_at)"
-                " VALUES (%s, 2, 'second', '1', clock_timestamp())",
-                [moved],
-            )
-            await connection.execute(
-                "UPDATE tracekit.queue_rows SET hop = 2, token = 5, created_at = clock_timestamp() WHERE task_id = %s",
+                "WITH line AS (INSERT INTO tracekit.record (task_id, at, kind, hop, mode, attempt, next_hop, next_mode,"
+                "  next_input) VALUES (%s, clock_timestamp(), 'attempt.ended', 1, 'second', 1, 2, 'second', '1')"
+                "  RETURNING task_id, seq)"
+                " UPDATE tracekit.queue AS q SET hop = 2, token = 5, created_at = clock_timestamp()"
+                " FROM line WHERE q.task_id = line.task_id",
                 [moved],
             )
         await holding.rollback()
         told = {position.task_id for position in await claimed}
     async with pool.connection() as connection:
-        cursor = await connection.execute("SELECT task_id FROM tracekit.queue_rows WHERE state = 'running'")
+        cursor = await connection.execute("SELECT task_id FROM tracekit.queue WHERE state = 'running'")
         assert {row[0] for row in await cursor.fetchall()} == told
     if moved not in told:
         assert (await take(queue, "second")).input == 1

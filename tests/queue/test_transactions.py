@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.queue.driving import accept, claim, submission, take
+from tests.support.processes import PATIENCE
 from tracekit.postgres import Pool, connect
 from tracekit.queue import (
     Done,
@@ -22,11 +23,12 @@ from tracekit.queue import (
     RetryLater,
     Settlement,
 )
+from tracekit.queue.claim import Ask
 from tracekit.queue.enqueue import enqueue
 from tracekit.queue.model import Failed
-from tracekit.queue.settle import settle
+from tracekit.queue.turn import take_turn
 
-TABLES = ("tasks", "hops", "queue", "waits", "signals", "effects", "dead_letters", "outbox", "events", "spans")
+TABLES = ("envelopes", "record", "queue", "waits", "signals", "effects", "dead_letters", "outbox", "kept_spans")
 
 
 async def contents(pool: Pool) -> dict[str, list[Any]]:
@@ -68,14 +70,15 @@ async def test_a_savepoint_takes_back_its_own_enqueues_only(queue: Queue, dsn: s
     assert await claim(queue) is None
 
 
-async def test_a_wake_in_the_callers_transaction_goes_out_with_its_commit_Q9(dsn: str) -> None:
+async def test_sleepers_are_told_with_the_callers_commit_Q9(queue: Queue, dsn: str) -> None:
     async with await connect(dsn, autocommit=True) as listening, await connect(dsn) as connection:
         await listening.execute("LISTEN tracekit")
-        await enqueue(connection, [submission()], wake=True)
+        await queue.turn([], Ask("w1", {"router": 1}, timedelta(minutes=1), sleep=["router"]))
+        await enqueue(connection, [submission()])
         await connection.rollback()
-        [receipt] = await enqueue(connection, [submission()], wake=True)
+        [receipt] = await enqueue(connection, [submission()])
         await connection.commit()
-        [notification] = [item async for item in listening.notifies(timeout=10, stop_after=1)]
+        [notification] = [item async for item in listening.notifies(timeout=PATIENCE, stop_after=1)]
     assert receipt.task_id in notification.payload
 
 
@@ -108,7 +111,7 @@ async def test_a_settlement_whose_backend_dies_at_any_statement_is_not_there_at_
             )
         async with await connect(dsn, autocommit=True) as doomed:
             try:
-                await settle(doomed, [Settlement(position, ending)])
+                await take_turn(doomed, [Settlement(position, ending)], None)
                 written = True
             except psycopg.OperationalError:
                 written = False
@@ -124,4 +127,4 @@ async def test_a_settlement_whose_backend_dies_at_any_statement_is_not_there_at_
         else:
             assert await contents(pool) == before, table
     assert not await queue.settle([Settlement(position, ending)])
-    assert (await contents(pool))["events"] != before["events"]
+    assert (await contents(pool))["record"] != before["record"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 
 import psycopg
 import pytest
 
 from tests.support.postgres import ThrowawayServer
-from tracekit.postgres import Pool, migrate, open_pool
+from tracekit.postgres import Pool, connect, migrate, open_pool
 from tracekit.queue import Queue
+from tracekit.queue.retention import keep_history
 
 
 @pytest.fixture(scope="session")
@@ -27,25 +29,33 @@ def postgres() -> Iterator[ThrowawayServer]:
 @pytest.fixture(scope="session")
 async def template(postgres: ThrowawayServer) -> str:
     """The name of a migrated database, to be copied."""
-    await migrate(postgres.create_database("migrated"))
+    dsn = postgres.create_database("migrated")
+    await migrate(dsn)
+    # As the first process to run on it would: a test's database is to look the same before and after one has run.
+    async with await connect(dsn, autocommit=True) as connection:
+        await keep_history(connection, timedelta(days=90))
     return "migrated"
 
 
 _used: list[str] = []
 """Databases that tests are done with, emptied."""
 
-_EMPTY = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+EMPTY = """
 DO $$ BEGIN
     EXECUTE (SELECT 'TRUNCATE ' || string_agg(format('%I.%I', schemaname, tablename), ', ') || ' RESTART IDENTITY'
              FROM pg_tables WHERE schemaname = 'tracekit' AND tablename <> 'schema_migrations');
 END $$;
 """
+"""Takes all rows of a migrated database away."""
+
+_LET_GO = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+"""
 
 
 _SHAPE = """
 SELECT string_agg(relkind::text || relname, ' ' ORDER BY relname), (SELECT count(*) FROM tracekit.schema_migrations)
-FROM pg_class WHERE relnamespace = 'tracekit'::regnamespace
+FROM pg_class WHERE relnamespace IN ('tracekit'::regnamespace, 'grafana'::regnamespace)
 """
 """What a test that broke the schema on purpose leaves different."""
 
@@ -65,7 +75,8 @@ def dsn(postgres: ThrowawayServer, template: str) -> Iterator[str]:
         postgres.drop_database(mine)
         return
     with psycopg.connect(mine, autocommit=True) as connection:
-        connection.execute(_EMPTY)
+        connection.execute(_LET_GO)
+        connection.execute(EMPTY)
     _used.append(mine)
 
 
@@ -79,5 +90,5 @@ async def pool(dsn: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def queue(pool: Pool) -> Queue:
-    """The queue of the test's database. Its notifier sends nothing unless the test runs it."""
+    """The queue of the test's database."""
     return Queue(pool)

@@ -1,6 +1,7 @@
 """A real OTLP receiver, as a process of its own: `python -m tests.support.otlp --dir DIR [--port 0] [--grpc-port 0]`.
 
-It takes http/protobuf at /v1/traces and gRPC on a second port, and appends each span as a JSON line to DIR/spans.jsonl.
+It takes http/protobuf at /v1/traces and /v1/logs and gRPC on a second port, and appends each span as a JSON line to
+DIR/spans.jsonl, each log record to DIR/logs.jsonl.
 `POST /control` decides how it answers from then on; `GET /wait` blocks until so much has arrived, so that no test needs
 to sleep. The class `OtlpReceiver` starts one and talks to it.
 """
@@ -26,6 +27,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import grpc  # type: ignore[import-untyped]
 import httpx
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
+    LogsServiceServicer,
+    add_LogsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -34,6 +40,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
+
+from tests.support.processes import PATIENCE
 
 ANSWERS = {
     "ok": "takes everything",
@@ -52,10 +60,12 @@ class Receiver:
 
     def __init__(self, directory: Path) -> None:
         self.file = (directory / "spans.jsonl").open("a", buffering=1)
+        self.log_file = (directory / "logs.jsonl").open("a", buffering=1)
         self.changed = threading.Condition()
         self.answer = "ok"
         self.requests = 0
         self.spans = 0
+        self.logs = 0
         self.known: set[tuple[str, str]] = set()
 
     def take(self, request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> tuple[int, int]:
@@ -86,6 +96,17 @@ class Receiver:
                 self.changed.wait_for(lambda: self.answer != answer)
             return status, rejected
 
+    def take_logs(self, request: ExportLogsServiceRequest) -> int:
+        """Keeps a batch of log records, or nothing of it while the answer is `unavailable`; HTTP's status."""
+        with self.changed:
+            if self.answer == "unavailable":
+                return 503
+            for line in decode_logs(request):
+                self.log_file.write(json.dumps(line) + "\n")
+                self.logs += 1
+            self.changed.notify_all()
+            return 200
+
     def control(self, answer: str) -> None:
         if answer not in ANSWERS:
             raise ValueError(answer)
@@ -93,13 +114,20 @@ class Receiver:
             self.answer = answer
             self.changed.notify_all()
 
-    def wait(self, spans: int, distinct: int, requests: int, timeout: float) -> dict[str, Any]:
+    def wait(self, spans: int, distinct: int, requests: int, logs: int, timeout: float) -> dict[str, Any]:
         with self.changed:
             arrived = self.changed.wait_for(
-                lambda: self.spans >= spans and len(self.known) >= distinct and self.requests >= requests, timeout
+                lambda: (
+                    self.spans >= spans
+                    and len(self.known) >= distinct
+                    and self.requests >= requests
+                    and self.logs >= logs
+                ),
+                timeout,
             )
             return {
                 "arrived": arrived, "spans": self.spans, "distinct": len(self.known), "requests": self.requests,
+                "logs": self.logs,
             }  # fmt: skip
 
 
@@ -138,6 +166,23 @@ def decode(request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> It
                 }
 
 
+def decode_logs(request: ExportLogsServiceRequest) -> Iterable[dict[str, Any]]:
+    """Each log record of a request, in plain data."""
+    for of_resource in request.resource_logs:
+        for of_scope in of_resource.scope_logs:
+            for record in of_scope.log_records:
+                yield {
+                    "trace_id": record.trace_id.hex(),
+                    "span_id": record.span_id.hex(),
+                    "time": record.time_unix_nano,
+                    "severity": record.severity_text,
+                    "severity_number": record.severity_number,
+                    "body": record.body.string_value,
+                    "attributes": plain(record.attributes),
+                    "resource": plain(of_resource.resource.attributes),
+                }
+
+
 def plain(attributes: Iterable[Any]) -> dict[str, Any]:
     return {attribute.key: _value(attribute.value) for attribute in attributes}
 
@@ -157,6 +202,7 @@ def _value(value: Any) -> Any:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # else what follows the head of an answer waits to be acknowledged
     protocol_version = "HTTP/1.1"
     receiver: Receiver
 
@@ -165,20 +211,23 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/control":
             self.receiver.control(json.loads(body)["answer"])
             return self._say(200, b"{}")
-        if self.path != "/v1/traces" or self.headers["Content-Type"] != "application/x-protobuf":
+        if self.path not in ("/v1/traces", "/v1/logs") or self.headers["Content-Type"] != "application/x-protobuf":
             return self._say(404, b"")
         match self.headers["Content-Encoding"]:
             case "gzip":
                 body = gzip.decompress(body)
             case "deflate":
                 body = zlib.decompress(body)
+        if self.path == "/v1/logs":
+            status = self.receiver.take_logs(ExportLogsServiceRequest.FromString(body))
+            return self._say(status, ExportLogsServiceResponse().SerializeToString() if status == 200 else b"")
         headers = {name.lower(): value for name, value in self.headers.items()}
         status, rejected = self.receiver.take(ExportTraceServiceRequest.FromString(body), headers)
         return self._say(status, response(rejected).SerializeToString() if status == 200 else b"")
 
     def do_GET(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query))
-        least = {name: int(query.get(name, 0)) for name in ("spans", "distinct", "requests")}
+        least = {name: int(query.get(name, 0)) for name in ("spans", "distinct", "requests", "logs")}
         found = self.receiver.wait(**least, timeout=float(query["timeout"]))
         self._say(200, json.dumps(found).encode())
 
@@ -209,6 +258,16 @@ class _Service(TraceServiceServicer):
         return response(rejected)
 
 
+class _LogsService(LogsServiceServicer):
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+
+    def Export(self, request: ExportLogsServiceRequest, context: Any) -> ExportLogsServiceResponse:
+        if self.receiver.take_logs(request) == 503:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "told to be unavailable")
+        return ExportLogsServiceResponse()
+
+
 def response(rejected: int) -> ExportTraceServiceResponse:
     answer = ExportTraceServiceResponse()
     if rejected:
@@ -228,6 +287,7 @@ def main() -> None:
     http = ThreadingHTTPServer(("127.0.0.1", options.port), _Handler)
     rpc = grpc.server(ThreadPoolExecutor(16))
     add_TraceServiceServicer_to_server(_Service(receiver), rpc)  # type: ignore[no-untyped-call]
+    add_LogsServiceServicer_to_server(_LogsService(receiver), rpc)  # type: ignore[no-untyped-call]
     grpc_port = rpc.add_insecure_port(f"127.0.0.1:{options.grpc_port}")
     rpc.start()
     print(json.dumps({"port": http.server_port, "grpc_port": grpc_port}), flush=True)
@@ -264,11 +324,11 @@ class OtlpReceiver:
         return f"http://127.0.0.1:{self.grpc_port}"
 
     def environment(self, protocol: str = "http/protobuf") -> dict[str, str]:
-        """The variables that lead to it. Failures are quick: the exporters try for one second only."""
+        """The variables that lead to it. What is slow here is not taken for a failure, and sent twice."""
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.grpc_endpoint if protocol == "grpc" else self.endpoint,
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
         }
 
     def start(self) -> None:
@@ -292,19 +352,24 @@ class OtlpReceiver:
 
     def answer(self, answer: str) -> None:
         """How it answers from now on; a key of `ANSWERS`."""
-        httpx.post(f"{self.endpoint}/control", json={"answer": answer}).raise_for_status()
+        httpx.post(f"{self.endpoint}/control", json={"answer": answer}, timeout=PATIENCE).raise_for_status()
 
-    def wait(self, *, spans: int = 0, distinct: int = 0, requests: int = 0, timeout: float = 30.0) -> None:
-        """Blocks until so many spans, and so many different ones, are kept and so many requests were received, since it
-        was started.
+    def wait(self, *, spans: int = 0, distinct: int = 0, requests: int = 0, logs: int = 0) -> None:
+        """Blocks until so many spans, so many different ones and so many log records are kept and so many requests with
+        spans were received, since it was started.
         """
-        query = {"spans": spans, "distinct": distinct, "requests": requests, "timeout": timeout}
-        found = httpx.get(f"{self.endpoint}/wait", params=query, timeout=timeout + 10).raise_for_status().json()
-        assert found["arrived"], f"after {timeout} s only {found}"
+        query = {"spans": spans, "distinct": distinct, "requests": requests, "logs": logs, "timeout": PATIENCE}
+        found = httpx.get(f"{self.endpoint}/wait", params=query, timeout=PATIENCE + 10).raise_for_status().json()
+        assert found["arrived"], f"after {PATIENCE:g} s only {found}"
 
     def spans(self) -> list[dict[str, Any]]:
         """Every span that was kept, in the order of arrival."""
         file = self.directory / "spans.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Every log record that was kept, in the order of arrival."""
+        file = self.directory / "logs.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def times_received(self) -> Counter[tuple[str, str]]:

@@ -6,20 +6,53 @@ import itertools
 import os
 import shutil
 import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from tracekit.postgres import BinaryProvider, EmbeddedServer
+from tracekit.postgres import BinaryProvider, EmbeddedServer, ServerError
+
+_ROOM = 2 * 2**30
+
+
+def base() -> Path:
+    """Where servers live: in memory if that has room, else in /tmp; either is short enough for a socket.
+
+    The tests start and stop dozens of servers, each waiting for the disk many times. PostgreSQL asks for the same
+    flushes wherever it is, and a killed process takes nothing along that it has written: what the tests break does not
+    depend on the disk.
+    """
+    memory = Path("/dev/shm")
+    try:
+        found = os.statvfs(memory)
+    except OSError:
+        return Path("/tmp")
+    # Containers have 64 MB there, in which no program may run.
+    usable = os.access(memory, os.W_OK | os.X_OK) and not found.f_flag & os.ST_NOEXEC
+    return memory if usable and found.f_bavail * found.f_frsize > _ROOM else Path("/tmp")
 
 
 def make_home() -> Path:
-    """A new home below /tmp: short enough for a socket, and open to the server's user when root runs the tests."""
-    home = Path(tempfile.mkdtemp(prefix="tk-", dir="/tmp"))
+    """A new home with a short path, open to the server's user when root runs the tests."""
+    _remove_abandoned()
+    home = Path(tempfile.mkdtemp(prefix=f"tk-{os.getpid()}-", dir=base()))
     home.chmod(0o711)
     return home
+
+
+@cache
+def _remove_abandoned() -> None:
+    """Removes the homes of runs that were killed, which would stay in memory."""
+    for home in base().glob("tk-*-*"):
+        owner = home.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            # Another process of this run may be at it, too, or it is another user's.
+            with suppress(OSError, ServerError):
+                remove_home(home)
 
 
 def remove_home(home: Path) -> None:

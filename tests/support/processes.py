@@ -16,10 +16,18 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
+PATIENCE = 100.0
+"""Seconds that a test waits for an event before it fails, on however slow a machine. No promise is measured by it: what
+must not happen by a timer (a poll, a lease) has one that is longer, and how long things take is printed.
+"""
+
+ALL_DAY = 4 * PATIENCE
+"""The same for what is many events one after the other, such as the end of all work while workers are killed."""
+
 ROOT = Path(__file__).parents[2]
 
 
-async def eventually(look: Callable[[], Awaitable[T]], what: str, *, within: float = 30.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], what: str, *, within: float = PATIENCE) -> T:
     """What `look` answers, once that is true; looks again and again for up to `within` seconds."""
     deadline = time.monotonic() + within
     while not (seen := await look()):
@@ -68,7 +76,7 @@ class Process:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    async def prints(self, *, lines: int = 1, within: float = 30.0) -> None:
+    async def prints(self, *, lines: int = 1, within: float = PATIENCE) -> None:
         """Wait until it has printed that many lines."""
         async with asyncio.timeout(within):
             while len(self.lines) < lines:
@@ -91,7 +99,7 @@ class Process:
     def thaw(self) -> None:
         self.send(signal.SIGCONT)
 
-    async def gone(self, *, within: float = 30.0) -> int:
+    async def gone(self, *, within: float = PATIENCE) -> int:
         """Its exit status, once it has ended and all it printed is in `lines`."""
         async with asyncio.timeout(within):
             status = await self._process.wait()

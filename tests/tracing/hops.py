@@ -10,11 +10,9 @@ from tracekit.tracing.hop import HopScope
 
 def hop(**fields: Any) -> HopScope:
     """An attempt of a task of its own."""
-    task_id = ids.new_task_id()
     values: dict[str, Any] = {
-        "task_id": task_id,
+        "task_id": ids.new_task_id(),
         "trace_id": ids.new_trace_id(),
-        "span_id": ids.attempt_span_id(task_id, 2, 1),
         "hop": 2,
         "attempt": 1,
         "mode": "executor",

@@ -14,6 +14,7 @@ import pytest
 import structlog
 from opentelemetry import trace
 
+from tests.support.logs import plain_logs
 from tests.tracing.hops import hop
 from tracekit.envelope import DataTier
 from tracekit.tracing.hop import HopScope, hop_scope
@@ -53,7 +54,7 @@ def lines() -> Iterator[Lines]:
     yield logged
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    plain_logs()
 
 
 def place(scope: HopScope, span_id: str | None = None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from psycopg.rows import dict_row
 
 from tests.queue.driving import accept, settle, take
 from tests.support.otlp import OtlpReceiver
+from tests.support.processes import PATIENCE
 from tests.tracing.conftest import configured
 from tests.tracing.hops import hop
 from tests.tracing.shippers import shipper
@@ -32,7 +33,7 @@ from tracekit.tracing.keeping import PostgresSpanExporter
 from tracekit.tracing.otlp import Collector, CollectorError, collector_from_environment
 from tracekit.tracing.sdk import ATTRIBUTE_LENGTH, TracingHandle, configure_tracing
 
-LATE_S = 10.0
+LATE_S = 45.0
 """Far less than an exporter's time-out in these tests, far more than a bounded shutdown."""
 
 
@@ -158,7 +159,6 @@ async def test_t1_t2_a_task_is_one_trace_in_which_every_parent_is_there(
     scope = HopScope(
         task_id=task_id,
         trace_id=position.trace_id,
-        span_id=position.span_id,
         hop=position.hop,
         attempt=position.attempt,
         mode=position.mode,
@@ -296,7 +296,7 @@ def test_shutdown_is_bounded_while_the_collector_hangs(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     configured(receiver, monkeypatch, protocol)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
     receiver.answer("hang")
     handle = configure_tracing(make_global=False)
     with handle.provider.get_tracer("handler").start_as_current_span("last"):
@@ -311,14 +311,14 @@ def test_a_process_ends_in_time_though_the_collector_is_dead(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     configured(receiver, monkeypatch, protocol)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
     receiver.stop()
     program = (
         "from tracekit.tracing.sdk import configure_tracing\n"
         "handle = configure_tracing()\n"
         "with handle.provider.get_tracer('handler').start_as_current_span('last'): pass\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE, stderr=subprocess.DEVNULL)
 
 
 def test_shutdown_is_bounded_while_the_database_is_away() -> None:
@@ -344,7 +344,7 @@ def test_a_full_queue_drops_and_counts(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
     receiver.answer("hang")
     handle = configure_tracing(make_global=False)
     tracer = handle.provider.get_tracer("handler")

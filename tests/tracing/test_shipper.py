@@ -10,14 +10,15 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 
 from tests.support.otlp import OtlpReceiver
+from tests.support.processes import PATIENCE
+from tests.tracing.backlog import shipping_state
 from tests.tracing.conftest import configured
 from tests.tracing.shippers import running, shipper
-from tests.tracing.writing import START, skeleton, write, write_many
+from tests.tracing.writing import START, SpanLink, skeleton, write, write_many
 from tracekit.postgres import Pool, connect
 from tracekit.tracing.otlp import Collector
 from tracekit.tracing.shipper import DeliveryError
-from tracekit.tracing.shipping import shipping_state
-from tracekit.tracing.spans import SpanKind, SpanLink, StatusCode
+from tracekit.tracing.spans import SpanKind, StatusCode
 
 
 async def test_t6_a_row_arrives_as_it_was_written(
@@ -273,7 +274,7 @@ async def test_t6_a_damaged_row_does_not_hold_up_the_others(
 ) -> None:
     async with pool.connection() as connection:
         await write(connection, skeleton("damaged"))
-        await connection.execute(f"UPDATE tracekit.spans SET {damage}")
+        await connection.execute(f"UPDATE tracekit.kept_spans SET {damage}")
         places = await write_many(connection, 2)
     sender = shipper(dsn, collector)
     assert await sender.ship_once() == 3
@@ -290,7 +291,7 @@ async def test_a_stop_does_not_wait_for_a_collector_that_hangs(
     receiver.answer("hang")
     async with pool.connection() as connection:
         places = await write_many(connection, 3)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         async with running(shipper(dsn, collector, grace=0.05)):
             await asyncio.to_thread(receiver.wait, requests=1)
     receiver.answer("ok")

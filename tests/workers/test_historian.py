@@ -13,22 +13,22 @@ import pytest
 import structlog
 import yaml
 
+from tests.cost.driving import book, ledger_of, usage
 from tests.queue.driving import accept, settle, take
 from tracekit.config import Settings
 from tracekit.envelope import DataTier
 from tracekit.queue import Done, HandOff, LeaseLost, Outcome, Park, Position, Queue
 from tracekit.queue.model import Failed
+from tracekit.workers.markdown import MOST_ROWS
 from tracekit.workers.mode import Hop, Services
 from tracekit.workers.modes.historian import (
-    MOST_ROWS,
     RESTRICTED_SUMMARY,
     Historian,
-    VaultError,
     read_record,
     render,
-    summary_path,
 )
 from tracekit.workers.plan import Plan, Reviewed, ReviewedStep, Step
+from tracekit.workers.vault import VaultError, summary_path
 
 REVIEWED = Reviewed(
     outcome="done",
@@ -172,6 +172,23 @@ async def test_a_plan_with_a_restricted_step_is_restricted_too_P8(services: Serv
     assert "plants" not in file.read_text()
 
 
+async def test_the_summary_has_what_the_task_spent_also_of_a_restricted_one(services: Services, queue: Queue) -> None:
+    for tier in (DataTier.INTERNAL, DataTier.RESTRICTED):
+        task_id = await lived(queue, data_tier=tier)
+        position = await take(queue, "historian")
+        await book(ledger_of(queue), position, usage(), usage(), usage("unknown", cache_read=7, cache_write=2))
+        assert "cost_usd" not in front_of(render(await read_record(queue, await lived(queue)), REVIEWED))
+        record = await read_record(queue, task_id)
+        text = render(record, REVIEWED)
+        front = front_of(text)
+        assert (front["cost_usd"], front["model_calls"], front["unpriced_calls"]) == ("0.00066", 3, 1)
+        assert "## Cost" in text
+        assert "| m-1 | historian | 2 | 20 | 0 | 40 | 0.00066 |" in text.replace("\\", "")
+        assert "| unknown | historian | 1 | 12 | 7 | 20 | 0 and 1 unpriced |" in text
+        await settle(queue, position, Done())
+        await settle(queue, await take(queue, "historian"), Done())
+
+
 async def test_a_vault_that_cannot_be_written_is_said_and_tried_again(services: Services, queue: Queue) -> None:
     task_id = await lived(queue)
     vault = services.settings.vault_dir
@@ -232,8 +249,9 @@ async def test_a_task_with_very_many_attempts_has_a_summary_of_bounded_size(serv
     task_id = await lived(queue)
     async with queue.connection() as connection:
         await connection.execute(
-            "INSERT INTO tracekit.events (task_id, at, kind, hop, mode, attempt, data)"
-            " SELECT task_id, at, kind, hop, mode, attempt, data FROM tracekit.events, generate_series(1, 400)"
+            "INSERT INTO tracekit.record (task_id, at, kind, hop, mode, attempt, persona, worker, outcome, ready_at,"
+            " claimed_at, data) SELECT task_id, at, kind, hop, mode, attempt, persona, worker, outcome, ready_at,"
+            " claimed_at, data FROM tracekit.record, generate_series(1, 400)"
             " WHERE task_id = %s AND kind = 'attempt.ended'",
             [task_id],
         )
@@ -244,5 +262,6 @@ async def test_a_task_with_very_many_attempts_has_a_summary_of_bounded_size(serv
 
 async def test_the_path_follows_from_the_task_alone(queue: Queue) -> None:
     task = await queue.task(await accept(queue))
-    assert summary_path(task) == summary_path(await queue.task(task.id))
-    assert summary_path(task).name.endswith(f"-{task.id}.md")
+    again = await queue.task(task.id)
+    assert summary_path(task.id, task.created_at) == summary_path(again.id, again.created_at)
+    assert summary_path(task.id, task.created_at).name.endswith(f"-{task.id}.md")

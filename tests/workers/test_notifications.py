@@ -16,17 +16,18 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 import structlog
-from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretStr
 
 from tests.queue.driving import accept, settle, take
+from tests.support.processes import PATIENCE
 from tracekit import instruments
 from tracekit.config import GuardianSettings, NtfySettings, PushoverSettings, Settings
 from tracekit.queue import Done, Notice, Park, Queue
 from tracekit.queue.outbox import Notification
+from tracekit.tracing.instrument import instrument_handlers
 from tracekit.workers import notifications
 from tracekit.workers.notifications import NTFY_MESSAGE, NTFY_REQUEST, Deliverer, DeliveryFailed
 
@@ -106,7 +107,7 @@ def phone() -> Iterator[Phone]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         phone.url = f"http://127.0.0.1:{server.server_port}"
         try:
@@ -274,7 +275,7 @@ async def test_an_answer_that_trickles_is_given_up(
     monkeypatch.setattr(notifications, "_LONGEST", 0.3)
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
         phone.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(DeliveryFailed, match="TimeoutError"):
                 await Deliverer(settings(phone), http)(SOME)
         server.close()
@@ -385,6 +386,6 @@ async def test_delivering_makes_no_spans_T9(phone: Phone, http: httpx.AsyncClien
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    HTTPXClientInstrumentor().instrument_client(http, tracer_provider=provider)
+    instrument_handlers(provider).client(http)
     await Deliverer(settings(phone), http)(SOME)
     assert exporter.get_finished_spans() == ()

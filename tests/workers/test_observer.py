@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import httpx
@@ -25,8 +21,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.queue.driving import accept, claim, settle, take
+from tests.support.ports import free_port
 from tests.support.processes import eventually
 from tests.support.programs import require_program
+from tests.support.receiving import Received, serving
 from tracekit import ids
 from tracekit.config import AlertmanagerSettings, Principal, Settings
 from tracekit.queue import Done, GiveUp, LeaseLost, Outcome, Queue
@@ -34,48 +32,6 @@ from tracekit.workers.incidents import parse_webhook, submission
 from tracekit.workers.mode import Hop, NoInput, Services
 from tracekit.workers.modes import observer
 from tracekit.workers.modes.observer import AlertmanagerSource, Observer, ObserverError
-
-
-class Received:
-    """A small server: keeps what is posted, answers what `answers` says."""
-
-    def __init__(self) -> None:
-        self.posted: SimpleQueue[bytes] = SimpleQueue()
-        self.asked: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self.answer: tuple[int, bytes] = (200, b"[]")
-
-
-@contextmanager
-def serving(received: Received) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.posted.put(self.rfile.read(int(self.headers["Content-Length"])))
-            self._answer()
-
-        def do_GET(self) -> None:
-            received.asked.append(self.path)
-            received.headers.append({name.lower(): value for name, value in self.headers.items()})
-            self._answer()
-
-        def _answer(self) -> None:
-            status, body = received.answer
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -98,12 +54,6 @@ async def run(queue: Queue, serves: Services) -> Outcome:
 
 
 # --- the real one ---------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @contextmanager
@@ -233,6 +183,17 @@ async def test_a_silenced_alert_files_no_task(queue: Queue, http: httpx.AsyncCli
         await eventually(silenced, "the silence is in force")
         assert await AlertmanagerSource(services(queue, http, url)).poll() == 1
         assert [task.intent for task in await queue.tasks()] == ["Alert firing: Unknown – Unknown needs you"]
+
+
+async def test_an_alert_about_tracekit_files_no_task(queue: Queue, http: httpx.AsyncClient, tmp_path: Path) -> None:
+    received = Received()
+    with serving(received) as webhook, alertmanager(tmp_path, webhook) as url:
+        await eventually(lambda: ready(http, url), "Alertmanager is ready")
+        alerts = [fires("TracekitDeadLetters", service="tracekit"), fires("DiskFull", service="nas")]
+        await http.post(f"{url}/api/v2/alerts", json=alerts)
+        await webhooks(received, 2)
+        assert await AlertmanagerSource(services(queue, http, url)).poll() == 1
+        assert [task.intent for task in await queue.tasks()] == ["Alert firing: DiskFull – DiskFull needs you"]
 
 
 # --- as a mode ------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def upstream() -> Iterator[Upstream]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         upstream.url = f"http://127.0.0.1:{server.server_port}"
         try:

@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry import trace
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 
 from tests.queue.driving import accept
+from tests.support.processes import PATIENCE
 from tracekit.config import Settings, WorkerSettings
 from tracekit.postgres import Pool
 from tracekit.queue import Done, HandOff, Outcome, Queue
@@ -78,7 +79,7 @@ async def _sweep(queue: Queue) -> None:
 
 async def until(queue: Queue, task_id: str, *states: str) -> str:
     """The state, once it is one of `states`."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while (task := await queue.task(task_id)).state not in states:  # noqa: ASYNC110 - the event is in the database
             await asyncio.sleep(0.01)
     return task.state
@@ -109,6 +110,28 @@ async def test_a_task_goes_from_mode_to_mode(queue: Queue) -> None:
         task_id = await accept(queue, intent="lights on")
         assert await until(queue, task_id, "done", "dead") == "done"
     assert (await queue.task(task_id)).summary == "LIGHTS ON"
+
+
+async def test_what_is_handed_on_is_encoded_once(queue: Queue) -> None:
+    encoded = 0
+
+    class Counted(Text):
+        @field_serializer("text")
+        def _count(self, text: str) -> str:
+            nonlocal encoded
+            encoded += 1
+            return text
+
+    async def route(hop: Hop[Text]) -> Outcome:
+        return HandOff("executor", Counted(text="on"))
+
+    async def execute(hop: Hop[Text]) -> Outcome:
+        return Done(summary=hop.input.text)
+
+    async with working(queue, mode_of(route), mode_of(execute, "executor")):
+        task_id = await accept(queue)
+        await until(queue, task_id, "done", "dead")
+    assert ((await queue.task(task_id)).summary, encoded) == ("on", 1)
 
 
 async def _raise(hop: Hop[Text]) -> Outcome:
@@ -175,7 +198,8 @@ async def _endless(hop: Hop[Text]) -> Outcome:
 async def test_a_bad_handler_is_a_failed_attempt_and_then_a_dead_letter_Q4(
     queue: Queue, handler: Handler, error: str
 ) -> None:
-    settings = QUICK.model_copy(update={"handler_timeout": timedelta(milliseconds=100)})
+    brief = QUICK.model_copy(update={"handler_timeout": timedelta(milliseconds=100)})
+    settings = brief if handler is _endless else QUICK
     async with working(queue, mode_of(handler), settings=settings):
         good = await accept(queue, mode="none")
         bad = await accept(queue)
@@ -207,7 +231,7 @@ async def test_a_handler_whose_lease_is_lost_is_cancelled_and_changes_nothing_Q3
         await begun.wait()
         async with pool.connection() as connection:
             await connection.execute("UPDATE tracekit.queue SET token = token + 1 WHERE task_id = %s", [task_id])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await cancelled.wait()
     assert [event.kind for event in await queue.events(task_id)] == ["task.accepted"]
 
@@ -233,7 +257,10 @@ async def test_sigterm_lets_handlers_finish_and_gives_the_rest_back_Q13(queue: Q
     assert (await queue.task(quick)).state == "done"
     given_back = await queue.task(slow)
     assert (given_back.hop_state, given_back.attempt, given_back.max_attempts) == ("ready", 1, 4)
-    assert (await queue.task(late)).attempt == 0
+    # A claim may have been under way at the stop: what it took is given back like the rest.
+    after = await queue.task(late)
+    assert after.hop_state == "ready"
+    assert (after.attempt, after.max_attempts) in {(0, 3), (1, 4)}
 
 
 async def test_a_handler_sees_its_place_in_the_trace_T1_T8(queue: Queue) -> None:

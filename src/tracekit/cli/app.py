@@ -8,29 +8,26 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import psycopg
 import structlog
 
 from tracekit import config
-from tracekit.cli.viewer import Viewer, one_line
+from tracekit.cli.viewer import Viewer
 from tracekit.errors import TracekitError
-from tracekit.queue import Queue
 from tracekit.workers.substrate import Substrate, open_substrate
+from tracekit.workers.words import one_line
 
 Result = TypeVar("Result")
 
 INTERRUPTED = 130
 BROKEN_PIPE = 1
 """Nobody reads on; click's own code for it too."""
-
-ANNOUNCE_S = 2.0
-"""How long a command waits to wake the workers before it leaves that to their poll."""
 
 
 class App:
@@ -49,12 +46,12 @@ class App:
         """Who looks at what a command prints."""
         return Viewer(self.settings.cli_principal, self.settings.role(self.settings.cli_principal))
 
-    def run(self, command: Callable[[Substrate], Awaitable[Result]], *, name: str) -> Result:
+    def run(self, command: Callable[[Substrate], Coroutine[Any, Any, Result]], *, name: str) -> Result:
         """Run a command that needs the database, and close it afterwards."""
 
         async def main() -> Result:
             async with self.substrate(name) as substrate:
-                return await command(substrate)
+                return await substrate.while_it_fits(command(substrate))
 
         return asyncio.run(main())
 
@@ -78,13 +75,6 @@ class App:
         )
 
 
-async def announce(queue: Queue) -> None:
-    """Wake the workers for what the command has just committed. Failing costs no more than a poll interval."""
-    with suppress(Exception):
-        async with asyncio.timeout(ANNOUNCE_S):
-            await queue.notifier.flush()
-
-
 class ListingGroup(click.Group):
     """A group whose `list` need not be said: alone, or followed by options, it lists."""
 
@@ -93,6 +83,18 @@ class ListingGroup(click.Group):
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
+
+
+class OperatorOnly(TracekitError):
+    """Who runs the command is no operator, and it is one's alone."""
+
+    exit_code = 2
+
+
+def operator_only(app: App, what: str) -> None:
+    """Raise `OperatorOnly` for anybody else; `what` is theirs, in words: `decisions`, `dead tasks`."""
+    if app.viewer.role != "operator":
+        raise OperatorOnly(f"{app.viewer.principal} is not an operator", hint=f"{what} are an operator's")
 
 
 pass_app = click.make_pass_decorator(App)

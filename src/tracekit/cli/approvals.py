@@ -7,14 +7,17 @@ from datetime import timedelta
 
 import click
 
-from tracekit.cli.app import App, ListingGroup, announce, pass_app
+from tracekit.cli.app import App, ListingGroup, operator_only, pass_app
 from tracekit.cli.output import json_option, print_fields, print_json, print_table, timestamp
 from tracekit.cli.parameters import DURATION
-from tracekit.cli.viewer import HIDDEN, Viewer, one_line, printable
-from tracekit.workers.approvals import PAST, Approval, ApprovalRefused, Decided, Decision, decide, find, pending
+from tracekit.cli.viewer import HIDDEN, Viewer
+from tracekit.workers.approvals import PAST, Approval, Decided, Decision, decide, find, pending
 from tracekit.workers.substrate import Substrate
+from tracekit.workers.words import one_line, printable
 
 ALREADY_DECIDED = 3
+_LONGEST = 200
+"""Characters of what an approval would do, in a list."""
 
 _EXIT = """\b
 Exit codes:
@@ -66,7 +69,7 @@ def list_pending(app: App, as_json: bool) -> None:
                     approval.task_id,
                     timestamp(approval.deadline) + (" urgent" if approval.urgent else ""),
                     approval.requester,
-                    "; ".join(approval.what) if app.viewer.sees(approval.data_tier) else HIDDEN,
+                    _brief("; ".join(_what(app.viewer, approval))),
                 ]
                 for approval in found
             ],
@@ -74,8 +77,21 @@ def list_pending(app: App, as_json: bool) -> None:
         )
 
 
+def _brief(what: str) -> str:
+    """What a list has room for: the text of a note is in its plan, and whoever decides is shown all of it."""
+    return what if len(what) <= _LONGEST else f"{what[: _LONGEST - 1]}…"
+
+
+def _what(viewer: Viewer, approval: Approval) -> tuple[str, ...]:
+    """What would be done, as far as they may see it: of money only that it is about it."""
+    if not viewer.sees(approval.data_tier):
+        return (HIDDEN,)
+    return approval.what if viewer.sees_costs or not approval.of_a_budget else ("spend beyond its budget",)
+
+
 def _shown(viewer: Viewer, approval: Approval) -> dict[str, object]:
     hidden = not viewer.sees(approval.data_tier)
+    silent = hidden or (approval.of_a_budget and not viewer.sees_costs)
     return {
         "task_id": approval.task_id,
         "trace_id": approval.trace_id,
@@ -86,9 +102,9 @@ def _shown(viewer: Viewer, approval: Approval) -> dict[str, object]:
         "deadline": approval.deadline,
         "round": approval.round,
         "plan_hash": approval.plan_hash,
-        "plan": None if hidden else approval.plan,
-        "what": [] if hidden else approval.what,
-        "why": [] if hidden else approval.why,
+        "plan": None if silent else approval.plan,
+        "what": [] if hidden else _what(viewer, approval),
+        "why": [] if silent else approval.why,
     }
 
 
@@ -124,8 +140,7 @@ def _decide(
     reason: str = "",
     defer_for: timedelta = timedelta(hours=1),
 ) -> None:
-    if app.viewer.role != "operator":
-        raise ApprovalRefused(f"{app.viewer.principal} is not an operator", hint="decisions are an operator's")
+    operator_only(app, "decisions")
 
     # What is decided on is what was shown: read once, and bound to its hash from then on.
     async def read(substrate: Substrate) -> Approval:
@@ -134,7 +149,6 @@ def _decide(
     async def command(substrate: Substrate) -> Decided:
         by = app.settings.cli_principal
         decided = await decide(substrate.queue, approval, decision, by=by, reason=reason, defer_for=defer_for)
-        await announce(substrate.queue)
         return decided
 
     approval = app.run(read, name="approvals")

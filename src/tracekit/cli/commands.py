@@ -5,18 +5,24 @@ from __future__ import annotations
 import click
 
 from tracekit import __version__
+from tracekit.cli.alerts import alerts
 from tracekit.cli.app import App, pass_app
 from tracekit.cli.approvals import approvals
 from tracekit.cli.audit import audit
+from tracekit.cli.budget import budget
+from tracekit.cli.cost import cost
+from tracekit.cli.dashboards import dashboards
 from tracekit.cli.db import db
 from tracekit.cli.dlq import dlq
 from tracekit.cli.envelope import envelope
 from tracekit.cli.follow import follow
+from tracekit.cli.rollup import rollup
 from tracekit.cli.serve import demo, serve, up, worker
 from tracekit.cli.settings import config
 from tracekit.cli.submit import submit
 from tracekit.cli.tasks import tasks
 from tracekit.cli.token import token
+from tracekit.cli.top import top
 
 
 @click.group(
@@ -24,7 +30,7 @@ from tracekit.cli.token import token
     epilog="""\b
 Exit codes of every command (some have more, see their help):
   0  done       2  wrong usage, input or configuration    130  interrupted
-  1  an error   4  no such task
+  1  an error   4  no such task                           5  the database's schema is another version's
 
 \b
 Examples:
@@ -54,6 +60,7 @@ def version() -> None:
 
 
 for command in (
-    approvals, audit, config, db, demo, dlq, envelope, follow, serve, submit, tasks, token, up, worker,
+    alerts, approvals, audit, budget, config, cost, dashboards, db, demo, dlq, envelope, follow, rollup, serve, submit,
+    tasks, token, top, up, worker,
 ):  # fmt: skip
     cli.add_command(command)

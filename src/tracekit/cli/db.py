@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tracekit.cli import keeper
 from tracekit.cli.app import App, pass_app
+from tracekit.cli.db_grafana import grafana
 from tracekit.cli.output import json_option, print_fields, print_json
 from tracekit.postgres import (
     DatabaseError,
@@ -39,6 +40,7 @@ Examples:
   tracekit db status
   tracekit db start       keep the embedded server running
   tracekit db migrate     bring the schema up to date
+  tracekit db grafana     let dashboards read it
   tracekit db shell -c 'select state, count(*) from tracekit.tasks group by 1'
 """
 )
@@ -47,6 +49,9 @@ def db() -> None:
 
     Without a DSN every command starts the embedded server when it needs it, and the last one to leave stops it.
     """
+
+
+db.add_command(grafana)
 
 
 def _embedded(app: App) -> EmbeddedServer:
@@ -101,8 +106,9 @@ def stop(app: App, immediate: bool) -> None:
     epilog="""\b
 Exit codes:
   0  it runs, and its schema fits
-  1  it cannot be reached, or its schema does not fit
+  1  it cannot be reached
   3  the embedded server does not run (any command starts it)
+  5  its schema does not fit this program
 
 \b
 Examples:
@@ -168,7 +174,7 @@ async def _look(dsn: str, pooler: bool) -> tuple[int, dict[str, Any]]:
         try:
             await check_schema(connection)
         except SchemaError as error:
-            return 1, {**told, "schema": "does not fit", "error": str(error), "hint": error.hint}
+            return error.exit_code, {**told, "schema": "does not fit", "error": str(error), "hint": error.hint}
     return 0, {**told, "schema": "fits"}
 
 
@@ -177,18 +183,25 @@ async def _look(dsn: str, pooler: bool) -> tuple[int, dict[str, Any]]:
     epilog="""\b
 Examples:
   tracekit db migrate
+  tracekit db migrate --force
 """,
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Cut off the programs that are at work; they end by themselves, and what they held is taken up "
+    "again when its lease has ended. Without it they are named, and nothing is changed.",
 )
 @json_option
 @pass_app
-def migrate_command(app: App, as_json: bool) -> None:
+def migrate_command(app: App, as_json: bool, force: bool) -> None:
     """Bring the schema up to date: all that is missing in one transaction, or nothing."""
     dsn = app.settings.dsn.get_secret_value()
     if dsn:
-        applied = asyncio.run(migrate(dsn))
+        applied = asyncio.run(migrate(dsn, force=force))
     else:
         with EmbeddedServer(app.settings.data_home).acquire() as lease:
-            applied = asyncio.run(migrate(lease.dsn))
+            applied = asyncio.run(migrate(lease.dsn, force=force))
     names = [f"{migration.version:04}_{migration.name}" for migration in applied]
     if as_json:
         print_json({"applied": names})

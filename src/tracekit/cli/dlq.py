@@ -6,12 +6,12 @@ from typing import Literal
 
 import click
 
-from tracekit.cli.app import App, ListingGroup, announce, pass_app
+from tracekit.cli.app import App, ListingGroup, operator_only, pass_app
 from tracekit.cli.output import count, json_option, print_fields, print_json, print_table, timestamp
-from tracekit.cli.viewer import one_line
-from tracekit.queue import QueueError, TaskNotFound
+from tracekit.queue import TaskNotFound
 from tracekit.queue.deadletters import DeadLetter
 from tracekit.workers.substrate import Substrate
+from tracekit.workers.words import one_line
 
 _ERROR_WIDTH = 40
 
@@ -123,15 +123,11 @@ def show(app: App, reference: str, as_json: bool) -> None:
 
 
 def _resolve(app: App, reference: str, resolution: Literal["redriven", "abandoned"], as_json: bool) -> None:
-    if app.viewer.role != "operator":
-        raise QueueError(
-            f"{app.viewer.principal} is not an operator", hint="dead tasks are an operator's to redrive or abandon"
-        )
+    operator_only(app, "redriving and abandoning")
 
     async def command(substrate: Substrate) -> str:
         task_id = await substrate.queue.resolve_id(reference)
         await substrate.queue.resolve_dead(task_id, resolution, app.settings.cli_principal)
-        await announce(substrate.queue)
         return task_id
 
     task_id = app.run(command, name="dlq")

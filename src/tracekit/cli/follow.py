@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,13 +18,15 @@ from tracekit.cli.notes import vault_note
 from tracekit.cli.output import console, is_terminal, to_json
 from tracekit.cli.story import Story, totals
 from tracekit.cli.tree import header, summary, tree
-from tracekit.cli.viewer import Viewer, one_line
-from tracekit.postgres import connect
-from tracekit.queue.follow import AWAY, Away, Follower, Look
+from tracekit.cli.viewer import Viewer
+from tracekit.postgres import connect, is_away
+from tracekit.queue.follow import Away, Follower, Look
 from tracekit.queue.listener import Listener
+from tracekit.queue.notify import FORGOTTEN_AFTER
 from tracekit.queue.tasks import Task
 from tracekit.workers.loops import end, keep
 from tracekit.workers.substrate import Substrate
+from tracekit.workers.words import one_line
 
 EXIT_CODES = {"done": 0, "failed": 10, "dead": 11, "expired": 12, "rejected": 13, "abandoned": 14}
 """How the following ends, by the task's state."""
@@ -107,11 +110,24 @@ async def _listening(substrate: Substrate, follower: Follower) -> AsyncIterator[
         follower.wake,
         connect=lambda dsn: connect(dsn, name="tracekit follow", autocommit=True),
     )
-    listening = asyncio.create_task(keep("listen", listener.listen))
+    sleeper = f"follow-{secrets.token_hex(8)}"
+
+    async def ask() -> None:
+        await substrate.queue.sleep(sleeper, follower.task_id)
+
+    tasks = [
+        asyncio.create_task(keep("listen", listener.listen)),
+        asyncio.create_task(keep("ask to be notified", ask, pause=FORGOTTEN_AFTER.total_seconds() / 5)),
+    ]
     try:
         yield
     finally:
-        await end(listening)
+        await end(*tasks)
+        try:
+            await substrate.queue.awake(sleeper)
+        except Exception as error:
+            if not is_away(error):
+                raise
 
 
 async def _print(viewer: Viewer, substrate: Substrate, follower: Follower, as_events: bool) -> int:
@@ -127,15 +143,15 @@ async def _print(viewer: Viewer, substrate: Substrate, follower: Follower, as_ev
         if away:
             click.echo("tracekit: the database is back", err=True)
             away = False
-        story.add(seen.events)
-        for event in seen.events:
-            shown = viewer.event(seen.task, event)
+        events = viewer.events(seen.task, seen.events)
+        story.add(events)
+        for shown in events:
             click.echo(to_json(as_json(seen.task, shown)) if as_events else line(seen.task, shown))
         if seen.last:
             if not as_events:
                 if resumed:
                     story = Story()
-                    story.add(await substrate.queue.events(follower.task_id))
+                    story.add(viewer.events(seen.task, await substrate.queue.events(follower.task_id)))
                 for text in await _ending(viewer, substrate, story, seen.task):
                     click.echo(text.plain)
             return EXIT_CODES[seen.task.state]
@@ -154,7 +170,7 @@ async def _draw(viewer: Viewer, substrate: Substrate, follower: Follower) -> int
                     lines.append(Text(f"the database is away, waiting for it ({seen.error})", style="yellow"))
                 else:
                     last = seen
-                    story.add(viewer.event(seen.task, event) for event in seen.events)
+                    story.add(viewer.events(seen.task, seen.events))
                     lines = _lines(viewer, story, seen, screen.width)
                     lines += await _what_helps(viewer, substrate, seen.task)
                 live.update(Group(*_fitted(lines, screen.height - 1)), refresh=True)
@@ -196,7 +212,9 @@ async def _is_served(substrate: Substrate, mode: str) -> bool:
                 [mode],
             )
             row = await cursor.fetchone()
-    except AWAY:
+    except Exception as error:
+        if not is_away(error):
+            raise
         return True
     return bool(row and row[0])
 

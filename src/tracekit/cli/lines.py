@@ -7,11 +7,13 @@ gives.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
-from tracekit.cli.output import duration, timestamp
-from tracekit.cli.viewer import one_line
+from tracekit.cli.output import duration, timestamp, tokens
+from tracekit.cost.money import dollars
 from tracekit.queue.tasks import Event, Task
+from tracekit.workers.words import one_line
 
 _ENDED = {
     "handed_off": "handed off",
@@ -55,6 +57,8 @@ def _what(event: Event) -> str:
         case "wait.closed":
             by = f" by {data['sent_by']}" if data.get("sent_by") else ""
             return f"wait for {data.get('wait')} ended: {data.get('resolution')}{by}"
+        case "usage.booked":
+            return f"attempt {event.attempt} {usage_line(data)}"
         case "effect.recorded":
             return f"attempt {event.attempt} did {data.get('step')}"
         case "task.dead":
@@ -67,6 +71,17 @@ def _what(event: Event) -> str:
             return f"task {data.get('outcome')}{summary}"
         case other:
             return other
+
+
+def usage_line(data: dict[str, Any]) -> str:
+    """What a call of a model spent, as the record has it."""
+    said = "called" if data["version"] == 1 else "called, as is known now,"
+    size = sum(data[f"{kind}_tokens"] for kind in ("input", "cache_read", "cache_write", "output"))
+    price = dollars(Decimal(data["cost"])) if data.get("cost") is not None else "unpriced"
+    how = {"lost": "usage lost", "estimated": f"about {tokens(size)} tokens"}.get(
+        data["basis"], f"{tokens(size)} tokens"
+    )
+    return f"{said} {data['model']}: {how}, {price}" + (" (synthetic)" if data.get("synthetic") else "")
 
 
 def _attempt(event: Event) -> str:

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from tracekit.cli.viewer import one_line
+from tracekit.workers.words import one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,8 +52,10 @@ def _plain(value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | Decimal):
+        return f"{value:f}" if isinstance(value, Decimal) else str(value)
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, tuple | set | frozenset):
         return list(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
@@ -88,6 +91,13 @@ def duration(time: timedelta) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600:02} h"
 
 
+def tokens(number: int) -> str:
+    """`812`, `12.3k`, `4.56M`."""
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1_000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.2f}M"
+
+
 def count(number: int, word: str, plural: str = "") -> str:
     """`1 task`, `2 tasks`."""
     return f"{number} {word if number == 1 else plural or word + 's'}"
@@ -110,37 +120,55 @@ def print_table(
     *,
     expendable: Sequence[str] = (),
 ) -> None:
-    """A table: on a terminal fitted to its width, elsewhere aligned and whole, one line a row.
+    """A table: on a terminal fitted to its width, elsewhere aligned and whole, one line a row."""
+    if not is_terminal():
+        for text in table(headings, rows):
+            click.echo(text.plain)
+        return
+    screen = console()
+    for text in table(headings, rows, styles, expendable=expendable, width=screen.width):
+        screen.print(text, no_wrap=True, crop=False, overflow="ignore")
 
-    `styles` has a colour for each row's first column. Where a terminal is too narrow the last column is cut, then the
-    `expendable` ones are left out, in this order; the others stay whole.
+
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    styles: Sequence[str] = (),
+    *,
+    expendable: Sequence[str] = (),
+    right: Sequence[str] = (),
+    width: int | None = None,
+) -> list[Text]:
+    """The lines of a table, its headings first. Without a `width` in cells they are whole.
+
+    `styles` has a colour for each row's first column, and the columns `right` are aligned there. Where the width is not
+    enough the last column is cut, then the `expendable` ones are left out, in this order; the others stay whole.
     """
     lines = [list(headings), *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
-    if not is_terminal():
-        for line in lines:
-            padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
-            click.echo("  ".join(padded).rstrip())
-        return
-    screen = console()
     shown = list(range(len(headings)))
     last = shown[-1]
-    for heading in ["", *expendable]:
-        shown = [i for i in shown if headings[i] != heading]
-        room = screen.width - sum(widths[i] + len(_GAP) for i in shown if i != last)
-        if last not in shown or room >= min(widths[last], _NARROWEST_LAST):
-            break
-    if last in shown:
-        widths[last] = min(widths[last], max(room, _NARROWEST_LAST))
+    if width is not None:
+        for heading in ["", *expendable]:
+            shown = [i for i in shown if headings[i] != heading]
+            room = width - sum(widths[i] + len(_GAP) for i in shown if i != last)
+            if last not in shown or room >= min(widths[last], _NARROWEST_LAST):
+                break
+        if last in shown:
+            widths[last] = min(widths[last], max(room, _NARROWEST_LAST))
+    texts = []
     for number, line in enumerate(lines):
         text = Text(no_wrap=True)
         for i in shown:
             style = "bold" if number == 0 else styles[number - 1] if styles and i == 0 else ""
             cell = Text(line[i], style=style)
+            if headings[i] in right:
+                cell.pad_left(widths[i] - cell_len(line[i]))
             cell.truncate(widths[i], overflow="ellipsis", pad=True)
             text.append_text(cell).append(_GAP)
         text.rstrip()
-        screen.print(text, no_wrap=True, crop=False, overflow="ignore")
+        texts.append(text)
+    return texts
 
 
 def print_fields(fields: Sequence[tuple[str, str | None]]) -> None:
@@ -148,9 +176,21 @@ def print_fields(fields: Sequence[tuple[str, str | None]]) -> None:
     shown = [(name, value) for name, value in fields if value]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        click.echo(
-            f"{click.style(name.ljust(width), dim=True, reset=True) if colour() else name.ljust(width)}  {value}"
-        )
+        told = _wrapped(value, width + len(_GAP))
+        click.echo(f"{click.style(name.ljust(width), dim=True, reset=True) if colour() else name.ljust(width)}  {told}")
+
+
+def print_prose(text: str) -> None:
+    """A sentence or two: on a terminal its lines end between words."""
+    click.echo(_wrapped(text, 0))
+
+
+def _wrapped(text: str, indent: int) -> str:
+    if not is_terminal():
+        return text
+    screen = console()
+    lines = Text(text).wrap(screen, max(_NARROWEST_LAST, screen.width - indent))
+    return f"\n{' ' * indent}".join(line.plain.rstrip() for line in lines)
 
 
 def colour() -> bool:

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from decimal import Decimal
+from typing import Any, Literal
 
 from tracekit.queue.tasks import Event, Task
+
+TOKEN_KINDS = ("input", "cache_read", "cache_write", "output")
 
 Kind = Literal["queue", "work", "wait", "rest", "dlq"]
 
@@ -45,6 +48,8 @@ class Part:
     until: datetime | None = None
     """When a rest, a wait or a lease ends."""
     effects: list[str] = field(default_factory=list)
+    calls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Calls of models by their keys, each as it is known now."""
 
 
 @dataclass(slots=True)
@@ -78,6 +83,12 @@ class Totals:
     attempts: int
     retries: int
     hops: int
+    calls: int = 0
+    """Of models."""
+    unpriced: int = 0
+    tokens: int = 0
+    cost: Decimal = Decimal(0)
+    """US dollars of the calls that have a price."""
 
     @property
     def waiting(self) -> timedelta:
@@ -109,12 +120,14 @@ def totals(hops: list[HopStory], task: Task) -> Totals:
     now = task.ended_at or task.now
     spent: dict[Kind, timedelta] = {kind: timedelta(0) for kind in ("queue", "work", "wait", "rest", "dlq")}
     waits: dict[str, timedelta] = {}
+    calls: list[dict[str, Any]] = []
     attempts = retries = 0
     for hop in hops:
         tried = [part for part in hop.parts if part.kind == "attempt"]
         attempts += len(tried)
         retries += sum(part.error is not None for part in tried[:-1])
         for part in hop.parts:
+            calls += part.calls.values()
             for stretch in part.stretches:
                 length = stretch.length(now)
                 spent[stretch.kind] += length
@@ -130,6 +143,10 @@ def totals(hops: list[HopStory], task: Task) -> Totals:
         attempts=attempts,
         retries=retries,
         hops=len(hops),
+        calls=len(calls),
+        unpriced=sum(call.get("cost") is None for call in calls),
+        tokens=sum(call[f"{kind}_tokens"] for call in calls for kind in TOKEN_KINDS),
+        cost=sum((Decimal(call["cost"]) for call in calls if call.get("cost") is not None), Decimal(0)),
     )
 
 
@@ -152,6 +169,11 @@ def _tell(hops: dict[int, HopStory], event: Event) -> None:
         case "effect.recorded":
             # It is recorded during the attempt, whose end comes later.
             _part_of(hop, event.attempt).effects.append(str(data.get("step")))
+        case "usage.booked":
+            # A later report of a call takes the place of the one before.
+            calls = _part_of(hop, event.attempt).calls
+            if calls.get(data["key"], {"version": 0})["version"] < data["version"]:
+                calls[data["key"]] = data
         case "task.dead":
             hop.over = True
             hop.parts.append(Part("dlq", "DLQ", [Stretch("dlq", event.at, None, True)], reason=data.get("review_task")))

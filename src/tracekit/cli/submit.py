@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from tracekit import ids
-from tracekit.cli.app import App, announce, pass_app
+from tracekit.cli.app import App, pass_app
 from tracekit.cli.follow import EXIT_HELP, follow_task
 from tracekit.cli.output import json_option, print_json
 from tracekit.cli.parameters import DURATION
@@ -88,7 +88,6 @@ def submit(
 
     async def command(substrate: Substrate) -> Receipt:
         [receipt] = await substrate.queue.enqueue([Submission(envelope)])
-        await announce(substrate.queue)
         return receipt
 
     receipt = app.run(command, name="submit")

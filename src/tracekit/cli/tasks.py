@@ -20,10 +20,10 @@ from tracekit.cli.output import (
 )
 from tracekit.cli.story import Story, totals
 from tracekit.cli.tree import header, summary, tree
-from tracekit.cli.viewer import one_line
 from tracekit.envelope import Origin
 from tracekit.queue.tasks import Task
 from tracekit.workers.substrate import Substrate
+from tracekit.workers.words import one_line
 
 
 @click.group(
@@ -80,7 +80,14 @@ def list_tasks(
     print_table(
         ["STATE", "TASK", "AGE", "WHERE", "REQUESTER", "INTENT"],
         [
-            [task.state, task.id, duration(task.now - task.created_at), where(task), task.requester, task.intent]
+            [
+                task.state + (" (synthetic)" if task.synthetic else ""),
+                task.id,
+                duration(task.now - task.created_at),
+                where(task),
+                task.requester,
+                task.intent,
+            ]
             for task in found
         ],
         [STATES.get(task.state, "") for task in found],
@@ -114,7 +121,7 @@ def show(app: App, reference: str, as_json: bool) -> None:
     async def command(substrate: Substrate) -> None:
         task_id = await substrate.queue.resolve_id(reference)
         task = await substrate.queue.task(task_id)
-        events = [app.viewer.event(task, event) for event in await substrate.queue.events(task_id)]
+        events = app.viewer.events(task, await substrate.queue.events(task_id))
         note = await vault_note(substrate, task_id) if app.viewer.sees(task.data_tier) else None
         shown = app.viewer.task(task)
         story = Story()

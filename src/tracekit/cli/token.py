@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from tracekit import config
 from tracekit.cli.app import App, pass_app
 from tracekit.cli.output import json_option, print_json
-from tracekit.cli.viewer import one_line
 from tracekit.config import ConfigError, Settings, Token, config_path
 from tracekit.envelope import Origin
+from tracekit.workers.words import one_line
 
 RESTART = "a running `tracekit up` or `serve` reads its configuration when it starts: restart it"
 

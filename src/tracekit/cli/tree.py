@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 
 from rich.text import Text
 
-from tracekit.cli.output import STATES, count, duration
+from tracekit.cli.lines import usage_line
+from tracekit.cli.output import STATES, count, duration, tokens
 from tracekit.cli.story import HopStory, Kind, Part, Stretch, Totals
-from tracekit.cli.viewer import one_line
+from tracekit.cost.money import dollars
 from tracekit.envelope import Priority
 from tracekit.queue.tasks import Task
+from tracekit.workers.words import one_line
 
 GLYPHS: dict[Kind, tuple[str, str]] = {
     "queue": ("·", "bright_black"),
@@ -148,6 +150,10 @@ def _part_row(part: Part, now: datetime, label: Text, trunk: str) -> _Row:
         row.details.append(
             Text(f"{trunk}  ", style="bright_black").append("• ", "green").append(one_line(step), "bright_black")
         )
+    for call in part.calls.values():
+        row.details.append(
+            Text(f"{trunk}  ", style="bright_black").append("$ ", "cyan").append(usage_line(call), "bright_black")
+        )
     if part.error:
         kind, message = map(one_line, part.error)
         text = message if kind in ("given_up", "lease_expired") else f"{kind}: {message}"
@@ -254,6 +260,10 @@ def summary(task: Task, totals: Totals, note: str | None, width: int | None = No
     lines.append(Text(f"  working {duration(totals.working)} · waiting {duration(totals.waiting)}{listed}"))
     retries = f", {count(totals.retries, 'retry', 'retries')}" if totals.retries else ""
     lines.append(Text(f"  {count(totals.attempts, 'attempt')} in {count(totals.hops, 'hop')}{retries}"))
+    if totals.calls:
+        unpriced = f", {totals.unpriced} of them without a price" if totals.unpriced else ""
+        spent = f"{dollars(totals.cost)} for {tokens(totals.tokens)} tokens in {count(totals.calls, 'call')}"
+        lines.append(Text(f"  {spent}{unpriced}"))
     if task.state == "dead":
         lines.append(Text(f"  `tracekit dlq show {task.id}` says why; then `dlq redrive` or `dlq abandon`"))
     if note:

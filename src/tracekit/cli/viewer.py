@@ -1,26 +1,22 @@
-"""What a person is shown: plain characters only, and of a restricted task no content unless they are the operator."""
+"""What a person is shown: plain characters only, and unless they are the operator no content of a restricted task and
+nothing of what anything costs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tracekit.config import Role
+from tracekit.cost.limits import NOT_ASKED
 from tracekit.queue.deadletters import DeadLetter
 from tracekit.queue.tasks import Event, Task
-from tracekit.workers.words import printable
-
-__all__ = ["HIDDEN", "Viewer", "one_line", "printable"]
 
 HIDDEN = "(restricted)"
 
 _CONTENT = frozenset({"summary", "reason", "step"})
 """Fields of an event that quote what the task is about. Of an error the type stays."""
-
-
-def one_line(text: str) -> str:
-    """The same in one line."""
-    return " ".join(printable(text).split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +30,27 @@ class Viewer:
         """Whether content of this tier is shown to them."""
         return self.role == "operator" or data_tier != "restricted"
 
+    @property
+    def sees_costs(self) -> bool:
+        """Whether dollars, tokens and limits are shown to them."""
+        return self.role == "operator"
+
     def task(self, task: Task) -> Task:
         """The task as they may see it."""
         if self.sees(task.data_tier):
             return task
         return dataclasses.replace(task, intent=HIDDEN, summary=HIDDEN if task.summary else None, tags=[])
 
-    def event(self, task: Task, event: Event) -> Event:
-        """A line of the task's record as they may see it."""
+    def events(self, task: Task, events: Iterable[Event]) -> list[Event]:
+        """The lines of the task's record that they may see, as they may see them."""
+        return [self._event(task, event) for event in events if self.sees_costs or event.kind != "usage.booked"]
+
+    def _event(self, task: Task, event: Event) -> Event:
+        error = event.data.get("error")
+        if not self.sees_costs and isinstance(error, dict) and NOT_ASKED in (message := str(error.get("message"))):
+            asked = message.partition(NOT_ASKED)[0]
+            said = {**error, "message": f"{asked}{NOT_ASKED}there is no room for it"}
+            event = dataclasses.replace(event, data={**event.data, "error": said})
         if self.sees(task.data_tier):
             return event
         data = {name: HIDDEN if name in _CONTENT else value for name, value in event.data.items()}

@@ -161,7 +161,7 @@ class HomeAssistantStandIn:
 
     async def start(self) -> None:
         """Listen."""
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", self._port))
         # From here on a connection waits to be accepted, so nobody has to wait for the server to be up.

@@ -1,11 +1,13 @@
 """`/ingress/alertmanager`: Alertmanager's webhook, version 4. Each alert is a task, a resolved one too.
 
 Alertmanager sends a group again after a 5xx, and never after a 4xx. So one bad member must not fail the group (its good
-members would be lost), and a group of which nothing can be used is refused for good.
+members would be lost), and a group of which nothing can be used is refused for good. Alerts about tracekit itself are
+left out: an Alertmanager that sends everything here must not make a loop.
 """
 
 from __future__ import annotations
 
+import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +19,9 @@ from tracekit.ingress.exchange import exchange_of
 from tracekit.ingress.problems import MOST_FAULTS, Reason, Refused, answer
 from tracekit.queue import PayloadRefused, Submission
 from tracekit.workers import incidents
+from tracekit.workers.words import one_line
+
+log = structlog.get_logger()
 
 router = APIRouter()
 
@@ -39,7 +44,12 @@ async def receive(request: Request) -> Response:
     # One alert is one trace. A caller's trace is continued where it is about one alert; for several it is none's.
     parent = exchange.parent if len(group.alerts) == 1 else None
     submissions: list[Submission] = []
+    own = sum(alert.about_tracekit for alert in group.alerts)
     for alert in group.alerts:
+        if alert.about_tracekit:
+            # Its labels are the sender's word: that it was let be is told.
+            log.warning("alert.about_tracekit", alertname=one_line(alert.labels.get("alertname", ""))[:100])
+            continue
         try:
             submission = incidents.submission(
                 alert,
@@ -49,7 +59,7 @@ async def receive(request: Request) -> Response:
                 trace_state=parent.trace_state if parent else "",
                 received=exchange.received(200),
             )
-            submission.row()
+            submission.text()
         except EnvelopeError as error:
             faults += error.faults
         except PayloadRefused as error:
@@ -73,7 +83,8 @@ async def receive(request: Request) -> Response:
         {
             "accepted": sum(not receipt.duplicate for receipt in receipts),
             "duplicates": sum(receipt.duplicate for receipt in receipts),
-            "refused": len(body["alerts"]) - len(submissions),
+            "about_tracekit": own,
+            "refused": len(body["alerts"]) - len(submissions) - own,
             "faults": [fault.model_dump() for fault in faults[:MOST_FAULTS]],
             "tasks": [receipt.task_id for receipt in receipts],
         }

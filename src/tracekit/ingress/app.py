@@ -17,23 +17,28 @@ from starlette.routing import Match
 
 from tracekit import instruments
 from tracekit.config import Settings
-from tracekit.ingress import alertmanager, approvals, health, tasks
+from tracekit.cost import Ledger, PriceBook
+from tracekit.ingress import alertmanager, approvals, health, overview, tasks, usage
 from tracekit.ingress.auth import Tokens
 from tracekit.ingress.boundary import Boundary
 from tracekit.ingress.context import Ingress
 from tracekit.ingress.database import PATIENCE
+from tracekit.ingress.exchange import NOBODY
 from tracekit.ingress.health import Readiness
+from tracekit.ingress.problems import Reason
 from tracekit.ingress.refusals import Refusals
 from tracekit.instruments import DatabaseGauges
+from tracekit.metrics import begin
 from tracekit.queue import Queue
 from tracekit.workers.depths import DepthReader
 from tracekit.workers.links import load_secret
 from tracekit.workers.loops import end, keep
+from tracekit.workers.overview import Overviews
 
 ListenerState = Callable[[], str]
 """Tells what the queue's listener knows of itself."""
 
-_ROUTERS = (tasks.router, alertmanager.router, approvals.router, health.router)
+_ROUTERS = (tasks.router, usage.router, alertmanager.router, approvals.router, health.router, overview.router)
 
 
 def create_app(
@@ -78,10 +83,14 @@ def create_app(
         # each probe and for each request of a flood. What is worth a span here is written with its task or refusal.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    tokens = Tokens(settings, environment)
+    begin(instruments.INGRESS_TASKS, tokens.surfaces, ("true", "false"))
+    begin(instruments.INGRESS_REFUSALS, {*tokens.surfaces, NOBODY}, [reason.label for reason in Reason])
     app.state.ingress = Ingress(
         settings=settings,
         queue=queue,
-        tokens=Tokens(settings, environment),
+        ledger=Ledger(queue, PriceBook(settings.prices)),
+        tokens=tokens,
         gauges=gauges,
         collectors=(registry, gauges),
         body_timeout=body_timeout,
@@ -89,6 +98,7 @@ def create_app(
         approval_secret=load_secret(settings),
     )
     app.state.refusals = refusals
+    app.state.overviews = Overviews(queue, time_zone=settings.cost.time_zone, gauges=gauges)
     app.state.readiness = Readiness(queue, listener, timeout=min(patience, timedelta(seconds=2)))
     app.add_exception_handler(HTTPException, _refuse)
     app.add_middleware(Boundary, refusals=refusals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from tracekit.config import ConfigError, Role, Settings
+from tracekit.config import ConfigError, Role, Settings, Token, read_secret
 from tracekit.envelope import Origin
 from tracekit.ingress.problems import Reason, Refused
 
@@ -38,9 +39,9 @@ class Tokens:
             if token.sha256 is not None:
                 digest = bytes.fromhex(token.sha256)
             else:
-                value = environment.get(token.env or "", "").strip()
+                value = _held(token, environment)
                 if not value:
-                    log.warning("ingress.token_missing", surface=token.surface, variable=token.env)
+                    log.warning("ingress.token_missing", surface=token.surface, variable=token.env, file=token.file)
                     continue
                 digest = hashlib.sha256(value.encode(errors="surrogateescape")).digest()
             caller = Caller(token.surface, token.principal, token.origin, settings.role(token.principal))
@@ -49,6 +50,11 @@ class Tokens:
                     f"the surfaces {self._known[digest].surface} and {token.surface} share one token",
                     hint="a token says who asks: make one for each with `tracekit token`",
                 )
+
+    @property
+    def surfaces(self) -> set[str]:
+        """The surfaces that somebody may send from."""
+        return {caller.surface for caller in self._known.values()}
 
     def caller(self, authorization: str | None) -> Caller:
         """Who holds the credential of an `Authorization` header. Raises `Refused`."""
@@ -69,6 +75,27 @@ class Tokens:
         if found is None:
             raise _unauthenticated("the token is not known", error='error="invalid_token"')
         return found
+
+
+def _held(token: Token, environment: Mapping[str, str]) -> str:
+    """The token itself, from wherever it is kept; empty where its variable or its file is. Raises `ConfigError`."""
+    if token.file is not None:
+        return read_secret(token.file, f"the token of surface {token.surface}")
+    return environment.get(token.env or "", "").strip()
+
+
+def bearer(authorization: str | None) -> str | None:
+    """What a browser sends when its user was asked for a name and a password (RFC 7617), as a bearer token: it is the
+    password, and the name says nothing. Anything else stays as it is.
+    """
+    scheme, _, given = (authorization or "").partition(" ")
+    if scheme.lower() != "basic":
+        return authorization
+    try:
+        _, _, password = base64.b64decode(given.strip(), validate=True).partition(b":")
+    except ValueError:
+        return authorization
+    return f"Bearer {password.decode('latin-1')}"
 
 
 def _unauthenticated(detail: str, *, error: str = "") -> Refused:

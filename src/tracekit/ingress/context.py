@@ -11,8 +11,9 @@ from starlette.requests import Request
 
 from tracekit import ids, instruments
 from tracekit.config import Settings
+from tracekit.cost import Ledger
 from tracekit.envelope import Fault
-from tracekit.ingress.auth import Caller, Tokens
+from tracekit.ingress.auth import Caller, Tokens, bearer
 from tracekit.ingress.body import parse_json, read_body, require_json
 from tracekit.ingress.database import RETRY_AFTER, ask
 from tracekit.ingress.exchange import exchange_of
@@ -27,6 +28,7 @@ class Ingress:
 
     settings: Settings
     queue: Queue
+    ledger: Ledger
     tokens: Tokens
     gauges: DatabaseGauges
     collectors: tuple[Collector, ...]
@@ -34,15 +36,16 @@ class Ingress:
     patience: timedelta
     approval_secret: bytes = field(repr=False)
 
-    def identify(self, request: Request) -> Caller:
-        """Who sends this. Raises `Refused`."""
-        caller = self.tokens.caller(request.headers.get("authorization"))
+    def identify(self, request: Request, *, browser: bool = False) -> Caller:
+        """Who sends this; `browser`: their token may be a password. Raises `Refused`."""
+        given = request.headers.get("authorization")
+        caller = self.tokens.caller(bearer(given) if browser else given)
         exchange_of(request).caller = caller
         return caller
 
-    def operator(self, request: Request) -> Caller:
+    def operator(self, request: Request, *, browser: bool = False) -> Caller:
         """The same, for what only an operator may do. Raises `Refused`."""
-        caller = self.identify(request)
+        caller = self.identify(request, browser=browser)
         if caller.role != "operator":
             raise Refused(Reason.FORBIDDEN, "only an operator may do that", hint="use an operator's token")
         return caller

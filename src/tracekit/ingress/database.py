@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psycopg
+from tracekit.postgres import is_away
 
 Answer = TypeVar("Answer")
 
@@ -18,14 +18,6 @@ after 10 s, and then nobody learns whether the task was accepted."""
 
 RETRY_AFTER = 5
 """Seconds after which a caller may try again."""
-
-AWAY: tuple[type[Exception], ...] = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.ReadOnlySqlTransaction,
-    TimeoutError,
-)
-"""How a database that is stopped, restarted, switched over or cut off shows."""
 
 
 async def ask(question: Callable[[], Awaitable[Answer]], *, patience: timedelta = PATIENCE) -> Answer:
@@ -71,6 +63,8 @@ async def _insist(question: Callable[[], Awaitable[Answer]]) -> Answer:
     while True:
         try:
             return await question()
-        except AWAY:
+        except Exception as error:
+            if not is_away(error):
+                raise
             await asyncio.sleep(random.uniform(0, rest))
             rest = min(2 * rest, 0.5)

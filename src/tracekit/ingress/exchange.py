@@ -18,6 +18,9 @@ from tracekit.tracing.spans import AttributeValue
 
 SCOPE_KEY = "tracekit.exchange"
 
+NOBODY = "unknown"
+"""The surface of who has shown no credential that is known."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
 
@@ -64,8 +67,8 @@ class Exchange:
 
     @property
     def surface(self) -> str:
-        """The credential's surface, for a metric's label; `unknown` before anybody is known."""
-        return self.caller.surface if self.caller else "unknown"
+        """The credential's surface, for a metric's label; `NOBODY` before anybody is known."""
+        return self.caller.surface if self.caller else NOBODY
 
     @property
     def traceparent(self) -> str:

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tracekit.ingress.context import ingress_of
-from tracekit.ingress.database import AWAY, RETRY_AFTER, within
+from tracekit.ingress.database import RETRY_AFTER, within
 from tracekit.ingress.exchange import exchange_of
 from tracekit.ingress.problems import Reason, Refused, answer, database_away, hinted
 from tracekit.instruments import exposition
-from tracekit.postgres import DatabaseError, check_schema
+from tracekit.postgres import DatabaseError, check_schema, is_away
 from tracekit.queue import Queue
 
 router = APIRouter()
@@ -64,7 +64,9 @@ class Readiness:
                     await connection.execute("SELECT 1")
                     await check_schema(connection)
                 return
-            except AWAY:
+            except Exception as error:
+                if not is_away(error):
+                    raise
                 await asyncio.sleep(0.02)
 
 

@@ -1,4 +1,5 @@
-"""The few HTML pages: a plan to decide on, the decision, and a refusal as a person's browser should show it.
+"""The few HTML pages: a plan to decide on, the decision, and a refusal as a person's browser should show it. The
+overview (`ingress.overview`) is made with the same frame.
 
 Everything that comes from elsewhere is escaped, and cannot pass for what it is not. Nothing is loaded, and no script
 runs.
@@ -24,6 +25,9 @@ _STYLE = (
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid;border-radius:.3rem;padding:.7rem}"
     "form{display:inline-block;margin:0 .6rem .6rem 0}"
     "button,input{font:inherit;padding:.5rem 1rem}"
+    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}"
+    "th,td{text-align:left;padding:.1rem .7rem .1rem 0;border-bottom:1px solid #8886;overflow-wrap:anywhere}"
+    ".number{text-align:right;white-space:nowrap}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
@@ -39,21 +43,23 @@ HEADERS = {
 }
 
 ROUTE = "/approvals/{token}"
+OVERVIEW = "/"
 
 LABELS = {"approve": "Approve", "reject": "Reject", "defer": "Ask me later"}
 
 
 def wanted(route: str | None, accept: str) -> bool:
     """Whether a person's browser asks for a page that people get."""
-    return route == ROUTE and "text/html" in accept.lower()
+    return route in (ROUTE, OVERVIEW) and "text/html" in accept.lower()
 
 
-def page(title: str, body: str, status: int = 200) -> HTMLResponse:
-    """A page around `body`, which is HTML already."""
+def page(title: str, body: str, status: int = 200, *, again: int = 0) -> HTMLResponse:
+    """A page around `body`, which is HTML already. It is loaded again after so many seconds, if any."""
+    refresh = f'<meta http-equiv="refresh" content="{again}">' if again else ""
     return HTMLResponse(
         "<!DOCTYPE html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body><h1>{escape(title)}</h1>{body}</body></html>\n",
         status,

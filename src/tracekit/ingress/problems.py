@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from tracekit.envelope import EnvelopeError, Fault
 from tracekit.errors import TracekitError
-from tracekit.ingress.database import AWAY, RETRY_AFTER
+from tracekit.ingress.database import RETRY_AFTER
+from tracekit.postgres import is_away
 from tracekit.queue import PayloadRefused
 
 MOST_FAULTS = 50
@@ -89,7 +90,7 @@ class Refused(Exception):
 
     def response(self, instance: str) -> Response:
         """The answer itself."""
-        body = as_json(self.document(instance))
+        body = as_json(self.document(instance)) + b"\n"
         return Response(body, self.reason.status, self.headers, media_type="application/problem+json")
 
 
@@ -99,8 +100,8 @@ def as_json(value: Any) -> bytes:
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON response."""
-    return Response(as_json(value), status, dict(headers or {}), media_type="application/json")
+    """A JSON response, which ends its line: people read it in a shell."""
+    return Response(as_json(value) + b"\n", status, dict(headers or {}), media_type="application/json")
 
 
 def database_away() -> Refused:
@@ -128,7 +129,7 @@ def refusal_of(error: Exception) -> Refused | None:
             return Refused(Reason.METHOD_NOT_ALLOWED, "see the header Allow", headers=error.headers)
         case HTTPException():
             return Refused(Reason.MALFORMED, str(error.detail), headers=error.headers)
-    if isinstance(error, AWAY):
+    if is_away(error):
         return database_away()
     return None
 

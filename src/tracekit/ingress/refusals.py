@@ -20,9 +20,10 @@ from tracekit.tracing.spans import SpanKind, StatusCode
 log = structlog.get_logger()
 
 _INSERT: LiteralString = """
-INSERT INTO tracekit.spans (trace_id, span_id, parent_span_id, name, kind, start_time, end_time, status, attributes)
-SELECT r.trace_id, r.span_id, r.parent_span_id, r.name, r.kind, now - make_interval(secs => r.age + r.duration),
-       now - make_interval(secs => r.age), r.status, r.attributes
+INSERT INTO tracekit.kept_spans (trace_id, span_id, parent_span_id, source, name, kind, start_time, end_time, status,
+                                 attributes)
+SELECT r.trace_id, r.span_id, r.parent_span_id, 'skeleton', r.name, r.kind,
+       now - make_interval(secs => r.age + r.duration), now - make_interval(secs => r.age), r.status, r.attributes
 FROM clock_timestamp() AS now, jsonb_to_recordset(%s::jsonb) AS r(
     trace_id text, span_id text, parent_span_id text, name text, kind smallint, age double precision,
     duration double precision, status smallint, attributes jsonb)

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
         WheelBinaries,
         default_provider,
     )
-    from .connection import Connection, Pool, connect, open_pool
+    from .connection import Connection, Pool, connect, is_away, open_pool, writable
     from .dsn import redact_dsn
     from .errors import (
         DatabaseError,
         SchemaChangedError,
         SchemaError,
+        SchemaInUseError,
         SchemaOutdatedError,
         SchemaTooNewError,
         ServerError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         UnsupportedServerError,
     )
     from .postmaster import StopMode
-    from .schema import Migration, check_schema, migrate, read_migrations
+    from .schema import Migration, check_schema, hold_schema, migrate, read_migrations
     from .server import EmbeddedServer, Lease, ServerStatus
 
 # Imported on first use: the supervisor lives as long as the server does and needs none of psycopg,
@@ -39,12 +40,13 @@ _MODULES = {
         "WheelBinaries",
         "default_provider",
     ),
-    "connection": ("Connection", "Pool", "connect", "open_pool"),
+    "connection": ("Connection", "Pool", "connect", "is_away", "open_pool", "writable"),
     "dsn": ("redact_dsn",),
     "errors": (
         "DatabaseError",
         "SchemaChangedError",
         "SchemaError",
+        "SchemaInUseError",
         "SchemaOutdatedError",
         "SchemaTooNewError",
         "ServerError",
@@ -52,7 +54,7 @@ _MODULES = {
         "UnsupportedServerError",
     ),
     "postmaster": ("StopMode",),
-    "schema": ("Migration", "check_schema", "migrate", "read_migrations"),
+    "schema": ("Migration", "check_schema", "hold_schema", "migrate", "read_migrations"),
     "server": ("EmbeddedServer", "Lease", "ServerStatus"),
 }
 _HOME_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -70,6 +72,7 @@ __all__ = [
     "Pool",
     "SchemaChangedError",
     "SchemaError",
+    "SchemaInUseError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
     "ServerError",
@@ -81,10 +84,13 @@ __all__ = [
     "check_schema",
     "connect",
     "default_provider",
+    "hold_schema",
+    "is_away",
     "migrate",
     "open_pool",
     "read_migrations",
     "redact_dsn",
+    "writable",
 ]
 
 

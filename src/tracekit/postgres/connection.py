@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from pydantic_core import from_json
 
 from .binaries import MINIMUM_MAJOR
 from .dsn import redact_dsn, with_defaults
 from .errors import UnreachableError, UnsupportedServerError
 
-# psycopg's own default: a statement is prepared when it is executed for the fifth time.
-_PREPARE_AFTER = 5
+# Prepared is what asks for it (`prepare=True`), and nothing else however often it is executed: a plan that is kept was
+# made for tables of the size that they had, so only statements are prepared that leave the planner no choice.
+_PREPARE_AFTER = 2**31
 
 # The pool doubles its waits, from 1 s and with jitter, up to this many seconds and then begins
 # anew. Its default of 5 minutes would leave a server that is back unnoticed for over 2 minutes.
 _RECONNECT_TIMEOUT_S = 20.0
+
+# Our statements take less than a millisecond each. Where the planner expects too much of one, it would compile it for
+# longer than it runs (`jit`), or plan a prepared one anew each time (`plan_cache_mode`); and a table that is small when
+# a plan is made grows under it (`enable_seqscan`). Who is frozen in the middle of a transaction must not hold its locks
+# for ever; a limit that is set already stays.
+_SETTLE = """
+SELECT set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
+       set_config('enable_seqscan', 'off', false),
+       set_config('idle_in_transaction_session_timeout',
+                  coalesce(nullif(current_setting('idle_in_transaction_session_timeout'), '0'), '30s'), false)
+"""
 
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
@@ -40,6 +59,7 @@ async def connect(
         raise _unreachable(dsn, str(exc)) from exc
     try:
         check_version(conn)
+        await _settle(conn)
     except BaseException:
         await conn.close()
         raise
@@ -55,6 +75,7 @@ async def open_pool(
     autocommit: bool = False,
     transaction_pooler: bool = False,
     acquire_timeout: float = 30.0,
+    admit: Callable[[Connection], Awaitable[None]] | None = None,
 ) -> Pool:
     """An open pool with `min_size` connections ready.
 
@@ -65,12 +86,30 @@ async def open_pool(
     psycopg_pool.PoolTimeout, and for the first ones here.
 
     `transaction_pooler` turns off prepared statements, which a pooler in transaction mode breaks.
+    `admit` gets each new connection before anybody else does, and leaves it idle; one that it
+    raises for is closed and tried anew, as one that could not be made.
 
-    Raises UnreachableError or UnsupportedServerError; neither shows the password.
+    Raises UnreachableError or UnsupportedServerError, neither of which shows the password, and
+    what `admit` raises for a first connection.
     """
+
+    async def admitted(conn: Connection) -> None:
+        # The pool forgets a connection that it could not configure, and leaves it open.
+        try:
+            await _settle(conn)
+            if admit:
+                await admit(conn)
+        except BaseException:
+            await conn.close()
+            raise
+
     # The pool would hide the reason behind a time-out.
-    probe = await connect(dsn, name=name, transaction_pooler=transaction_pooler)
-    await probe.close()
+    probe = await connect(dsn, name=name, autocommit=autocommit, transaction_pooler=transaction_pooler)
+    try:
+        if admit:
+            await admit(probe)
+    finally:
+        await probe.close()
     pool: Pool = AsyncConnectionPool(
         with_defaults(dsn, application_name=name),
         kwargs={
@@ -82,6 +121,7 @@ async def open_pool(
         name=name,
         timeout=acquire_timeout,
         reconnect_timeout=_RECONNECT_TIMEOUT_S,
+        configure=admitted,
         open=False,
     )
     try:
@@ -89,6 +129,56 @@ async def open_pool(
     except PoolTimeout as exc:
         raise _unreachable(dsn, f"it did not give {min_size} connections within {acquire_timeout:g} s") from exc
     return pool
+
+
+@asynccontextmanager
+async def writable(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool for whoever writes. One that may not write any more is closed: after a switchover the
+    old primary keeps its connections open, and only a new one leads to the new primary.
+    """
+    async with pool.connection() as conn:
+        try:
+            yield conn
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await conn.close()
+            raise
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the same call may succeed later, as it stands: the database is stopped, restarted, switched over, cut off
+    or too slow, or somebody stood in the way. All else is the fault of what it was given.
+
+    PostgreSQL counts its limits (class 54: too many columns, too deep, too long) among the operational errors, and the
+    end of a transaction that idled among the internal ones.
+    """
+    if isinstance(error, psycopg.OperationalError):
+        return not (error.sqlstate or "").startswith("54")
+    return isinstance(error, _AWAY)
+
+
+_AWAY = (
+    UnreachableError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    TimeoutError,
+    ConnectionError,
+)
+
+
+def _loads(data: str | bytes) -> Any:
+    """JSON as `json.loads` reads it, in a third of its time; what is nested deeper than 200, `from_json` refuses."""
+    try:
+        return from_json(data)
+    except ValueError:
+        return json.loads(data)
+
+
+async def _settle(conn: Connection) -> None:
+    set_json_loads(_loads, conn)
+    # A pooler in transaction mode may hand these settings on to somebody else, whom they do not hurt.
+    await conn.execute(_SETTLE)
+    await conn.commit()
 
 
 def check_version(conn: Connection) -> None:

@@ -22,6 +22,8 @@ class UnsupportedServerError(DatabaseError):
 class SchemaError(DatabaseError):
     """The schema in the database is not the one that this program was written for."""
 
+    exit_code = 5
+
 
 class SchemaOutdatedError(SchemaError):
     """The schema is missing or older than the program; `tracekit db migrate` mends it."""
@@ -33,3 +35,7 @@ class SchemaTooNewError(SchemaError):
 
 class SchemaChangedError(SchemaError):
     """A migration that was applied is not the one that this program carries."""
+
+
+class SchemaInUseError(SchemaError):
+    """The schema has to be migrated, and programs are at work on it as it is."""

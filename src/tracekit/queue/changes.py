@@ -1,7 +1,7 @@
 """The rows that one transaction writes, gathered first and written together.
 
-A transition (a hop's end, a deadline, a redrive) is worked out in memory and lands here; `write` then sends one
-statement a table, in one pipeline. So the state, its events, its spans and its notifications cannot part.
+A transition (a failure, a deadline, a redrive) is worked out in memory and lands here; `write` then sends one statement
+a table, in one pipeline. So the state, its line in the record and its notifications cannot part.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 
-from tracekit import ids
+from tracekit import instruments
+from tracekit.envelope import Priority
 from tracekit.queue.model import EndState, Json, Notice, Position, Wakeup
-from tracekit.queue.submission import INSERT_TASKS, Submission
-from tracekit.tracing.spans import Span
+from tracekit.queue.notify import tell, wakeup
+from tracekit.queue.submission import ACCEPT, Submission, offer
 
 Row = dict[str, Any]
 
@@ -26,23 +27,22 @@ class Changes:
     """Everything that a transaction adds and moves. `now` is the database's time for all of it."""
 
     now: datetime
-    events: list[Row] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
+    lines: list[Row] = field(default_factory=list)
     notices: list[Row] = field(default_factory=list)
-    hops: list[Row] = field(default_factory=list)
     moves: list[Row] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    endings: list[Row] = field(default_factory=list)
     raised: list[Row] = field(default_factory=list)
     waits: list[Row] = field(default_factory=list)
     closed_waits: list[Row] = field(default_factory=list)
     dead_letters: list[Row] = field(default_factory=list)
     submissions: list[Submission] = field(default_factory=list)
     wakeups: list[Wakeup] = field(default_factory=list)
+    ended: list[tuple[Position, EndState]] = field(default_factory=list)
 
-    def event(self, position: Position, kind: str, **data: Json) -> None:
-        """One line of the task's record, at its current hop and attempt."""
-        self.events.append(
+    def line(self, position: Position, kind: str, columns: Row | None = None, **data: Json) -> None:
+        """One line of the task's record, at its current hop and attempt. `columns` of the table beside `data`."""
+        kept = {name: value for name, value in data.items() if value is not None}
+        self.lines.append(
             {
                 "task_id": position.task_id,
                 "at": self.now.isoformat(),
@@ -50,37 +50,15 @@ class Changes:
                 "hop": position.hop,
                 "mode": position.mode,
                 "attempt": position.attempt,
-                "data": {name: value for name, value in data.items() if value is not None},
+                "persona": position.persona,
+                "data": kept or None,
+                **(columns or {}),
             }
         )
 
     def notice(self, task_id: str, notice: Notice) -> None:
         """A notification, delivered after the commit."""
-        self.notices.append(
-            {
-                "task_id": task_id,
-                "recipient": notice.recipient,
-                "kind": notice.kind,
-                "urgent": notice.urgent,
-                "title": notice.title,
-                "body": notice.body,
-                "data": notice.data,
-                "created_at": self.now.isoformat(),
-            }
-        )
-
-    def new_hop(self, position: Position, hop: int, mode: str, persona: str | None, input: Json) -> None:
-        """The record of a hop that `position`'s task goes on to."""
-        self.hops.append(
-            {
-                "task_id": position.task_id,
-                "hop": hop,
-                "mode": mode,
-                "persona": persona,
-                "input": input,
-                "created_at": self.now.isoformat(),
-            }
-        )
+        self.notices.append({**notice.row(task_id), "created_at": self.now.isoformat()})
 
     def move(
         self,
@@ -88,7 +66,6 @@ class Changes:
         state: str,
         *,
         hop: int | None = None,
-        mode: str | None = None,
         due_at: datetime | None = None,
         expires_at: datetime | None = None,
         attempt: int | None = None,
@@ -99,13 +76,12 @@ class Changes:
         and `expires_at`, which the caller decides.
         """
         next_hop = position.hop if hop is None else hop
-        next_mode = position.mode if mode is None else mode
         created_at = position.hop_created_at if hop is None else self.now
         self.moves.append(
             {
                 "task_id": position.task_id,
                 "hop": next_hop,
-                "mode": next_mode,
+                "mode": position.mode,
                 "state": state,
                 "created_at": created_at.isoformat(),
                 "ready_at": (due_at if state == "scheduled" and due_at else self.now).isoformat(),
@@ -117,76 +93,62 @@ class Changes:
             }
         )
         if state == "ready":
-            self.wake(position, next_hop, next_mode)
+            self.wake(position, next_hop, position.mode)
 
     def wake(self, position: Position, hop: int, mode: str | None) -> None:
-        """Say after the commit that a hop is ready, or (mode None) that the task has ended."""
-        span_id = position.root_span_id if mode is None else ids.send_span_id(position.task_id, hop)
-        traceparent = ids.traceparent(position.trace_id, span_id)
-        self.wakeups.append(Wakeup(position.task_id, position.trace_id, traceparent, mode, position.rank))
+        """Say with the commit that a hop is ready, or (mode None) that the task has ended."""
+        self.wakeups.append(wakeup(position.task_id, position.trace_id, position.rank, hop, mode))
 
-    def end(self, position: Position, outcome: EndState, summary: str) -> None:
-        """The task ends: out of the queue, its state final."""
+    def end(self, position: Position, outcome: EndState, summary: str | None, columns: Row, **data: Json) -> None:
+        """The task ends by no attempt: out of the queue, and the last line of its record."""
         self.removed.append(position.task_id)
-        self._ending(position, outcome, summary, self.now)
+        self.ended.append((position, outcome))
+        self.line(position, "task.ended", {"end_state": outcome, "summary": summary, **columns}, **data)
         self.wake(position, position.hop, None)
 
     def bury(self, position: Position) -> None:
         """The task lies in the DLQ: out of the queue, not ended."""
         self.removed.append(position.task_id)
-        self._ending(position, "dead", None, None)
         self.wake(position, position.hop, None)
 
-    def resolve_dead(self, position: Position, outcome: EndState | None, summary: str | None) -> None:
-        """A dead task is open again (None) or has ended."""
-        self._ending(position, outcome or "open", summary, self.now if outcome else None)
-
-    def _ending(self, position: Position, state: str, summary: str | None, at: datetime | None) -> None:
-        self.endings.append(
-            {"task_id": position.task_id, "state": state, "summary": summary, "ended_at": at and at.isoformat()}
-        )
-
-    def raise_flags(self, position: Position, destructive: bool, tags: tuple[str, ...], longer: timedelta) -> None:
-        """Raise the task's own flags: never lower them."""
-        if destructive or tags or longer:
-            self.raised.append(
-                {
-                    "task_id": position.task_id,
-                    "destructive": destructive,
-                    "tags": list(tags),
-                    "longer": longer.total_seconds(),
-                }
-            )
+    def extend_ttl(self, position: Position, by: timedelta) -> None:
+        """The task's own ttl moves."""
+        self.raised.append({"task_id": position.task_id, "longer": by.total_seconds()})
 
     async def write(self, connection: AsyncConnection[Any]) -> None:
         """Send everything, inside the caller's transaction."""
         batches: list[tuple[LiteralString, list[Any]]] = [
-            (INSERT_TASKS, [submission.row() for submission in self.submissions]),
-            (_INSERT_HOPS, self.hops),
             (_INSERT_WAITS, self.waits),
             (_CLOSE_WAITS, self.closed_waits),
             (_INSERT_DEAD_LETTERS, self.dead_letters),
+            (_INSERT_LINES, self.lines),
             (_MOVE, self.moves),
-            (_RAISE, self.raised),
-            (_END_TASKS, self.endings),
+            (_EXTEND, self.raised),
             (_INSERT_OUTBOX, self.notices),
-            (_INSERT_EVENTS, self.events),
-            (_INSERT_SPANS, [span.row() for span in self.spans]),
         ]
         async with connection.pipeline():
             if self.removed:
                 await connection.execute("DELETE FROM tracekit.queue WHERE task_id = ANY(%s)", [self.removed])
+            if self.submissions:
+                await connection.execute(ACCEPT, offer(self.submissions))
             for statement, rows in batches:
                 if rows:
                     await connection.execute(statement, [json.dumps(rows)])
+            await tell(connection, self.wakeups)
+        # psycopg ends a pipeline with a flush after its Sync, which leaves PostgreSQL's limit for idle transactions
+        # unarmed: a client that vanished before its commit would hold its hops for as long as TCP lets it.
+        await connection.execute("SELECT")
 
+    def count(self) -> None:
+        """Once it is committed: count the tasks that ended, and who was asked for them in vain."""
+        for position, state in self.ended:
+            instruments.TASKS_ENDED.labels(state, str(position.destructive).lower()).inc()
+            wait = position.resumption
+            if position.state == "parked" and wait is not None and wait.kind == "approval":
+                instruments.approval_is_over(
+                    state, position.priority is Priority.URGENT, (self.now - wait.opened_at).total_seconds()
+                )
 
-_INSERT_HOPS: LiteralString = """
-INSERT INTO tracekit.hops (task_id, hop, mode, persona, input, created_at)
-SELECT task_id, hop, mode, persona, coalesce(input, 'null'), created_at
-FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, hop int, mode text, persona text, input jsonb,
-                                        created_at timestamptz)
-"""
 
 _INSERT_WAITS: LiteralString = """
 INSERT INTO tracekit.waits (task_id, hop, attempt, kind, key, data, deadline, on_deadline, opened_at, closed_at,
@@ -214,6 +176,16 @@ FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, hop int, mode text, reason
      attempts int, trace_id text, died_at timestamptz, review_task_id text)
 """
 
+_INSERT_LINES: LiteralString = """
+INSERT INTO tracekit.record (task_id, at, kind, hop, mode, attempt, persona, worker, outcome, ready_at, claimed_at,
+                             next_hop, next_mode, next_persona, next_input, end_state, summary, data)
+SELECT task_id, at, kind, hop, mode, attempt, persona, worker, outcome, ready_at, claimed_at, next_hop, next_mode,
+       next_persona, next_input, end_state, summary, data
+FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, at timestamptz, kind text, hop int, mode text, attempt int,
+     persona text, worker text, outcome text, ready_at timestamptz, claimed_at timestamptz, next_hop int,
+     next_mode text, next_persona text, next_input json, end_state text, summary text, data jsonb)
+"""
+
 # A redriven task has no row in the queue any more, any other has: one statement serves both.
 _MOVE: LiteralString = """
 INSERT INTO tracekit.queue AS q (task_id, hop, mode, priority, state, created_at, ready_at, due_at, expires_at, attempt,
@@ -222,7 +194,7 @@ SELECT r.task_id, r.hop, r.mode, t.priority, r.state, r.created_at, r.ready_at, 
        r.max_attempts, r.wait_attempt
 FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, hop int, mode text, state text, created_at timestamptz,
      ready_at timestamptz, due_at timestamptz, expires_at timestamptz, attempt int, max_attempts int, wait_attempt int)
-JOIN tracekit.tasks AS t ON t.id = r.task_id
+CROSS JOIN LATERAL (SELECT priority FROM tracekit.envelopes WHERE id = r.task_id LIMIT 1) AS t
 ON CONFLICT (task_id) DO UPDATE
 SET hop = excluded.hop, mode = excluded.mode, state = excluded.state, created_at = excluded.created_at,
     ready_at = excluded.ready_at, due_at = excluded.due_at, expires_at = excluded.expires_at,
@@ -230,19 +202,9 @@ SET hop = excluded.hop, mode = excluded.mode, state = excluded.state, created_at
     worker = NULL, claimed_at = NULL
 """
 
-_RAISE: LiteralString = """
-UPDATE tracekit.tasks AS t
-SET destructive = t.destructive OR r.destructive,
-    tags = ARRAY(SELECT DISTINCT tag FROM unnest(t.tags || r.tags) AS tag ORDER BY tag),
-    expires_at = t.expires_at + make_interval(secs => r.longer)
-FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, destructive boolean, tags text[], longer double precision)
-WHERE t.id = r.task_id
-"""
-
-_END_TASKS: LiteralString = """
-UPDATE tracekit.tasks AS t
-SET state = r.state, summary = coalesce(r.summary, t.summary), ended_at = r.ended_at
-FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, state text, summary text, ended_at timestamptz)
+_EXTEND: LiteralString = """
+UPDATE tracekit.envelopes AS t SET expires_at = t.expires_at + make_interval(secs => r.longer)
+FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, longer double precision)
 WHERE t.id = r.task_id
 """
 
@@ -251,21 +213,4 @@ INSERT INTO tracekit.outbox (task_id, recipient, kind, urgent, title, body, data
 SELECT task_id, recipient, kind, urgent, title, body, data, created_at, created_at
 FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, recipient text, kind text, urgent boolean, title text, body text,
                                         data jsonb, created_at timestamptz)
-"""
-
-_INSERT_EVENTS: LiteralString = """
-INSERT INTO tracekit.events (task_id, at, kind, hop, mode, attempt, data)
-SELECT task_id, at, kind, hop, mode, attempt, data
-FROM jsonb_to_recordset(%s::jsonb) AS r(task_id text, at timestamptz, kind text, hop int, mode text, attempt int,
-                                        data jsonb)
-"""
-
-_INSERT_SPANS: LiteralString = """
-INSERT INTO tracekit.spans (trace_id, span_id, parent_span_id, task_id, name, kind, start_time, end_time, status,
-                            status_message, attributes, links)
-SELECT trace_id, span_id, parent_span_id, task_id, name, kind, start_time, end_time, status, status_message,
-       attributes, links
-FROM jsonb_to_recordset(%s::jsonb) AS r(trace_id text, span_id text, parent_span_id text, task_id text, name text,
-     kind smallint, start_time timestamptz, end_time timestamptz, status smallint, status_message text,
-     attributes jsonb, links jsonb)
 """

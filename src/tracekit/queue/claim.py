@@ -2,85 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
-from psycopg.rows import dict_row
 
 from tracekit.queue.model import Position
+from tracekit.queue.notify import array
 from tracekit.queue.position import COLUMNS, JOINS, position
 
 BY_AGE_EVERY = 8
-"""Each eighth claim takes the oldest hops whatever their priority, so endless urgent work starves nobody (Q6)."""
+"""Each eighth claim of a mode by a worker takes its oldest hops, whatever their priority. So under endless urgent work
+a hop with A older hops of its mode is taken by claim `8·(ceil((A+1)/b) - 1) + 7·W + 1` of that mode at the latest, for
+W workers that take b hops a claim; a retry of an older hop counts once more. For one worker that is the eighth claim
+for each batch (Q6).
+"""
 
 MOST = 500
-"""Hops of one claim, whatever was asked for."""
+"""Hops of one claim by priority, and of one by age, whatever was asked for."""
 
 # A LATERAL per mode: each mode's index range is read to its own limit, and another mode's backlog costs nothing.
 #
-# The planner expects a tenth of a mode's backlog from a limit that it does not know. So what was picked goes on as an
-# array, not as a join, for which it would read whole tables; and `MOST` stands there for it to see.
+# By age: the oldest of each priority, and of those the oldest; what another worker is about to take is passed over.
 #
-# Rows are locked as they are, and read with the rest as they were at the statement's start. `seen` is the row as it
-# was: a hop that somebody took and handed on in between (another token) is left for the next claim. Its new input could
-# not be read, and it would run without anybody knowing of it.
-_CLAIM: LiteralString = """
+# What was picked goes on as an array of places, not as a join, for which the planner would read whole tables; and
+# `MOST` stands there for it to see. A place is a row's version: one that somebody took and handed on since this
+# statement's snapshot was locked at its new place, which the snapshot does not show, and is left for the next claim.
+# Its new input could not be read.
+_CLAIM: LiteralString = f"""
 WITH wanted AS (
-    SELECT * FROM unnest(%(modes)s::text[], %(limits)s::int[]) AS w(mode, free)
-), picked AS MATERIALIZED (
-    SELECT c.task_id FROM wanted AS w CROSS JOIN LATERAL (
-        SELECT task_id, token FROM tracekit.queue
-        WHERE mode = w.mode AND state = 'ready' AND (expires_at IS NULL OR expires_at > clock_timestamp())
-        ORDER BY {order} LIMIT w.free FOR UPDATE SKIP LOCKED
-    ) AS c CROSS JOIN LATERAL (
-        SELECT FROM tracekit.queue AS s WHERE s.task_id = c.task_id AND s.token = c.token OFFSET 0
-    ) AS seen LIMIT {most}
+    SELECT * FROM unnest(%(modes)s::text[], %(limits)s::int[], %(by_age)s::bool[]) AS w(mode, free, by_age)
+), first AS MATERIALIZED (
+    SELECT c.ctid AS place FROM wanted AS w CROSS JOIN LATERAL (
+        SELECT q.ctid FROM tracekit.queue AS q
+        WHERE q.mode = w.mode AND q.state = 'ready' AND (q.expires_at IS NULL OR q.expires_at > clock_timestamp())
+        ORDER BY q.priority DESC, q.created_at LIMIT w.free FOR UPDATE SKIP LOCKED
+    ) AS c WHERE NOT w.by_age LIMIT {MOST}
+), oldest AS MATERIALIZED (
+    SELECT c.ctid AS place FROM wanted AS w CROSS JOIN LATERAL (
+        SELECT q.ctid FROM tracekit.queue AS q
+        WHERE q.ctid = ANY(ARRAY(
+            SELECT o.ctid FROM generate_series(0, 3) AS p(priority) CROSS JOIN LATERAL (
+                SELECT q.ctid, q.created_at FROM tracekit.queue AS q
+                WHERE q.mode = w.mode AND q.state = 'ready' AND q.priority = p.priority
+                  AND (q.expires_at IS NULL OR q.expires_at > clock_timestamp())
+                ORDER BY q.created_at LIMIT w.free
+            ) AS o ORDER BY o.created_at LIMIT w.free
+        )) FOR UPDATE SKIP LOCKED
+    ) AS c WHERE w.by_age LIMIT {MOST}
 ), q AS (
     UPDATE tracekit.queue AS q
-    SET state = 'running', attempt = q.attempt + 1, token = nextval('tracekit.lease_token'), worker = %(worker)s,
+    SET state = 'running', attempt = q.attempt + 1, token = nextval('tracekit.lease_tokens'), worker = %(worker)s,
         claimed_at = clock_timestamp(), due_at = clock_timestamp() + %(lease)s
-    WHERE q.task_id = ANY(ARRAY(SELECT task_id FROM picked))
+    WHERE q.ctid = ANY(ARRAY(SELECT place FROM first UNION ALL SELECT place FROM oldest))
     RETURNING q.*
 )
-SELECT {columns} FROM q {joins}
+SELECT {COLUMNS} FROM q {JOINS}
 """
-_BY_PRIORITY = _CLAIM.format(order="priority DESC, created_at", most=MOST, columns=COLUMNS, joins=JOINS)
-_BY_AGE = _CLAIM.format(order="created_at", most=MOST, columns=COLUMNS, joins=JOINS)
 
 
-async def claim(
-    connection: AsyncConnection[Any], worker: str, free: Mapping[str, int], lease: timedelta, *, by_age: bool
-) -> list[Position]:
-    """Up to `free[mode]` hops of each mode, each under a new lease of `lease`.
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Up to `free[mode]` ready hops of each mode, for `worker`, each under a new lease of `lease`."""
 
-    Every claim counts as an attempt (Q4) and takes a token greater than any before it (Q3). A hop past its task's ttl
-    is never claimed (Q7).
+    worker: str
+    free: Mapping[str, int]
+    lease: timedelta
+    by_age: Collection[str] = ()
+    """The modes of which the oldest are taken, whatever their priority."""
+    sleep: Collection[str] | None = None
+    """The modes of which whoever writes from now on is to notify `worker`, committed before the claim looks (see
+    `notify`); of none, when empty. None leaves it as it is.
     """
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _BY_AGE if by_age else _BY_PRIORITY,
-            {"modes": list(free), "limits": list(free.values()), "worker": worker, "lease": lease},
+
+    def statement(self) -> tuple[LiteralString, dict[str, Any]]:
+        """What asks for them. Its rows are `position`'s.
+
+        Every claim counts as an attempt (Q4) and takes a token greater than any before it (Q3). A hop past its task's
+        ttl is never claimed (Q7).
+        """
+        return (
+            _CLAIM,
+            {
+                "modes": array(self.free),
+                "limits": "{" + ",".join(map(str, self.free.values())) + "}",
+                "by_age": "{" + ",".join("t" if mode in self.by_age else "f" for mode in self.free) + "}",
+                "worker": self.worker,
+                "lease": self.lease,
+            },
         )
+
+
+async def claim(connection: AsyncConnection[Any], ask: Ask) -> list[Position]:
+    """What `ask` asks for, in a statement of its own."""
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(*ask.statement(), prepare=True)
         return [position(row) for row in await cursor.fetchall()]
 
 
-# Locked in the order of task ids, as a settlement does: the worker's own may be under way.
+# Rows that are locked just now are being settled, or their effects are: they are left alone, and still held.
 _HEARTBEAT: LiteralString = """
-WITH mine AS MATERIALIZED (
-    SELECT q.task_id FROM tracekit.queue AS q
-    JOIN unnest(%(tasks)s::text[], %(tokens)s::bigint[]) AS leases(task_id, token) USING (task_id, token)
-    WHERE q.state = 'running' ORDER BY q.task_id FOR UPDATE OF q
-), held AS (
-    UPDATE tracekit.queue AS q SET due_at = clock_timestamp() + %(lease)s
-    FROM mine WHERE q.task_id = mine.task_id
-    RETURNING q.token
+WITH free AS MATERIALIZED (
+    SELECT task_id FROM tracekit.queue
+    WHERE task_id = ANY(%(tasks)s::text[]) AND token = ANY(%(tokens)s::bigint[]) AND worker IS NOT NULL
+    FOR UPDATE SKIP LOCKED
+), extended AS (
+    UPDATE tracekit.queue SET due_at = clock_timestamp() + %(lease)s
+    WHERE task_id = ANY(ARRAY(SELECT task_id FROM free))
 ), seen AS (
     INSERT INTO tracekit.workers AS w (id, modes, listener) VALUES (%(worker)s, %(modes)s, %(listener)s)
     ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), listener = excluded.listener
+), asleep AS (
+    -- Said again, should the row be gone: without it the worker would only poll.
+    INSERT INTO tracekit.sleepers (id, modes) SELECT %(worker)s, %(modes)s WHERE %(asleep)s
+    ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()
 )
-SELECT token FROM held
+SELECT token FROM tracekit.queue
+WHERE task_id = ANY(%(tasks)s::text[]) AND token = ANY(%(tokens)s::bigint[]) AND worker IS NOT NULL
 """
 
 
@@ -91,6 +131,7 @@ async def heartbeat(
     listener: str,
     leases: Mapping[str, int],
     lease: timedelta,
+    asleep: bool = False,
 ) -> set[int]:
     """Extend all of a worker's leases (`leases`: task id to token) in one statement, and say that it lives.
 
@@ -103,6 +144,7 @@ async def heartbeat(
         "tasks": list(leases),
         "tokens": list(leases.values()),
         "lease": lease,
+        "asleep": asleep,
     }
-    cursor = await connection.execute(_HEARTBEAT, parameters)
+    cursor = await connection.execute(_HEARTBEAT, parameters, prepare=True)
     return {row[0] for row in await cursor.fetchall()}

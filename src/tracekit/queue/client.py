@@ -1,14 +1,14 @@
 """`Queue`: the one object through which the rest of the program reaches the queue.
 
-Each method is one round against the database under one timeout, on a connection of the pool; what it wakes is announced
-after its commit. The work is in the modules beside this one, as functions of a connection, so that a caller who has a
-transaction of their own can use them inside it.
+Each method is one round against the database under one timeout, on a connection of the pool. The work is in the modules
+beside this one, as functions of a connection, so that a caller who has a transaction of their own can use them inside
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal
@@ -16,12 +16,14 @@ from typing import Any, Literal
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from tracekit.queue import claim, deadletters, effects, outbox, settle, signals, sweep
+from tracekit.postgres import writable
+from tracekit.queue import claim, deadletters, effects, notify, outbox, retention, signals, sweep
 from tracekit.queue import tasks as record
-from tracekit.queue.enqueue import enqueue
-from tracekit.queue.model import Json, Position, Receipt, Settlement, Wakeup
-from tracekit.queue.notify import Notifier
+from tracekit.queue.claim import Ask
+from tracekit.queue.enqueue import Enqueuer
+from tracekit.queue.model import Json, Position, Receipt, Settlement
 from tracekit.queue.submission import Submission
+from tracekit.queue.turn import Turn, take_turn
 
 
 class Queue:
@@ -34,12 +36,12 @@ class Queue:
     def __init__(self, pool: AsyncConnectionPool[Any], *, timeout: timedelta = timedelta(seconds=30)) -> None:
         self._pool = pool
         self._timeout = timeout.total_seconds()
-        self.notifier = Notifier(pool, timeout=self._timeout)
+        self._enqueuer = Enqueuer(pool, timeout=self._timeout)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:
         """A connection of the pool, all use of it under the queue's timeout."""
-        async with asyncio.timeout(self._timeout), self._pool.connection() as connection:
+        async with asyncio.timeout(self._timeout), writable(self._pool) as connection:
             yield connection
 
     async def enqueue(self, submissions: Sequence[Submission]) -> list[Receipt]:
@@ -47,50 +49,69 @@ class Queue:
 
         Raises `PayloadRefused`, and then none is accepted.
         """
+        async with asyncio.timeout(self._timeout):
+            return await self._enqueuer.enqueue(submissions)
+
+    async def turn(self, settlements: Sequence[Settlement], ask: Ask | None = None) -> Turn:
+        """Write the ends of attempts and take what is asked for, in one round. See `take_turn`."""
         async with self.connection() as connection:
-            receipts = await enqueue(connection, submissions)
-        new = {receipt.task_id for receipt in receipts if not receipt.duplicate}
-        self.notifier.announce(s.wakeup() for s in submissions if s.envelope.id in new)
-        return receipts
+            return await take_turn(connection, settlements, ask)
 
     async def claim(
         self, worker: str, free: Mapping[str, int], lease: timedelta, *, by_age: bool = False
     ) -> list[Position]:
         """Take up to `free[mode]` ready hops of each mode under new leases."""
         async with self.connection() as connection:
-            return await claim.claim(connection, worker, free, lease, by_age=by_age)
+            return await claim.claim(connection, Ask(worker, free, lease, free if by_age else ()))
 
     async def heartbeat(
-        self, worker: str, modes: Sequence[str], listener: str, leases: Mapping[str, int], lease: timedelta
+        self,
+        worker: str,
+        modes: Sequence[str],
+        listener: str,
+        leases: Mapping[str, int],
+        lease: timedelta,
+        *,
+        asleep: bool = False,
     ) -> set[int]:
-        """Extend leases (task id to token); returns the tokens still held."""
+        """Extend leases (task id to token); returns the tokens still held. `asleep`: and say so once more."""
         async with self.connection() as connection:
-            return await claim.heartbeat(connection, worker, list(modes), listener, leases, lease)
+            return await claim.heartbeat(connection, worker, list(modes), listener, leases, lease, asleep)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """Write the ends of attempts; returns those whose lease was lost, of which nothing was written."""
-        async with self.connection() as connection:
-            settled = await settle.settle(connection, settlements)
-        self.notifier.announce(settled.wakeups)
-        return settled.lost
+        return (await self.turn(settlements)).lost
 
     async def sweep(self) -> int:
         """Do what time asks for, until nothing is due. Returns how many tasks moved."""
         total = 0
         while True:
             async with self.connection() as connection:
-                moved, wakeups = await sweep.sweep(connection)
-            self.notifier.announce(wakeups)
+                moved = await sweep.sweep(connection)
+                if moved == 0:
+                    await sweep.forget(connection)
+                    return total
             total += moved
-            if moved == 0:
-                return total
+
+    async def keep_history(self, keep: timedelta) -> retention.Kept | None:
+        """Let go of what is older than `keep`, and make room for what comes, untimed. See `retention`."""
+        async with writable(self._pool) as connection:
+            return await retention.keep_history(connection, keep)
+
+    async def sleep(self, sleeper: str, task_id: str) -> None:
+        """Ask to be notified, as `sleeper`, of whatever happens to a task; to be said again now and then."""
+        async with self.connection() as connection:
+            await connection.execute(notify.SLEEP, {"id": sleeper, "modes": "{}", "task": task_id})
+
+    async def awake(self, sleeper: str) -> None:
+        """Ask no more to be notified."""
+        async with self.connection() as connection:
+            await connection.execute(notify.AWAKE, {"id": sleeper})
 
     async def signal(self, key: str, payload: Json, *, dedupe_key: str, sent_by: str) -> signals.Sent:
         """Send a fact to whoever waits for it, now or later."""
         async with self.connection() as connection:
-            sent = await signals.send_signal(connection, key, payload, dedupe_key=dedupe_key, sent_by=sent_by)
-        self.notifier.announce(sent.wakeups)
-        return sent
+            return await signals.send_signal(connection, key, payload, dedupe_key=dedupe_key, sent_by=sent_by)
 
     async def begin_effect(self, at: Position, step: str, *, uncertain: str) -> tuple[bool, Json]:
         """See `effects.begin`."""
@@ -110,8 +131,7 @@ class Queue:
     async def resolve_dead(self, task_id: str, resolution: Literal["redriven", "abandoned"], by: str) -> None:
         """Redrive or abandon a dead task. Raises `TaskNotFound`, `QueueError`."""
         async with self.connection() as connection:
-            wakeups = await deadletters.resolve(connection, task_id, resolution, by)
-        self.notifier.announce(wakeups)
+            await deadletters.resolve(connection, task_id, resolution, by)
 
     async def dead_letters(
         self, *, task_id: str | None = None, resolved: bool = False, limit: int = 100
@@ -153,7 +173,3 @@ class Queue:
     async def deliver(self, deliver: outbox.Deliver) -> int:
         """Deliver one due notification by `deliver`; returns 0 when none was due."""
         return await outbox.deliver_one(self.connection, deliver)
-
-    def announce(self, wakeups: Iterable[Wakeup]) -> None:
-        """Wake sleepers for what a caller committed in a transaction of their own."""
-        self.notifier.announce(wakeups)

@@ -7,18 +7,17 @@ from datetime import datetime
 from typing import Any, Literal
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row
 
 from tracekit.queue.changes import Changes
-from tracekit.queue.model import QueueError, TaskNotFound, Wakeup
-from tracekit.queue.position import COLUMNS, JOINS, position
+from tracekit.queue.model import QueueError, TaskNotFound
+from tracekit.queue.position import COLUMNS, JOINS, WIDTH, position
 from tracekit.queue.signals import send_signal
 from tracekit.queue.transitions import abandon, redrive, review_key
 
 # A dead task has no row in the queue: this stands in for it, so that the same columns can be read.
 _DEAD_POSITION = f"""
-SELECT clock_timestamp() AS now, d.died_at, (SELECT max(hop) FROM tracekit.hops WHERE task_id = d.task_id) AS last_hop,
-       {COLUMNS}
+SELECT {COLUMNS}, clock_timestamp(), d.died_at, (SELECT max(hop) FROM tracekit.hops WHERE task_id = d.task_id)
 FROM tracekit.dead_letters AS d
 CROSS JOIN LATERAL (
     SELECT d.task_id, d.hop, d.mode, 'dead'::text AS state, d.died_at AS created_at, d.died_at AS ready_at,
@@ -61,7 +60,7 @@ async def dead_letters(
     async with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
         await cursor.execute(
             "SELECT d.*, t.intent, t.requester FROM tracekit.dead_letters AS d"
-            " JOIN tracekit.tasks AS t ON t.id = d.task_id"
+            " JOIN tracekit.envelopes AS t ON t.id = d.task_id"
             " WHERE (%(task)s::text IS NULL OR d.task_id = %(task)s) AND (%(all)s OR d.resolved_at IS NULL)"
             " ORDER BY d.died_at DESC LIMIT %(limit)s",
             {"task": task_id, "all": resolved, "limit": limit},
@@ -71,20 +70,18 @@ async def dead_letters(
 
 async def resolve(
     connection: AsyncConnection[Any], task_id: str, resolution: Literal["redriven", "abandoned"], by: str
-) -> list[Wakeup]:
+) -> None:
     """Take a dead task up again, or end it; its review task hears of it. Raises `TaskNotFound`, `QueueError`."""
     async with connection.transaction():
-        async with connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(_DEAD_POSITION, [task_id])
-            row = await cursor.fetchone()
+        cursor = await connection.execute(_DEAD_POSITION, [task_id])
+        row = await cursor.fetchone()
         if row is None:
             await _refuse(connection, task_id)
             raise AssertionError("unreachable")
-        changes = Changes(row.pop("now"))
-        died_at, last_hop = row.pop("died_at"), row.pop("last_hop")
-        at = position(row)
+        now, died_at, last_hop = row[WIDTH:]
+        changes, at = Changes(now), position(row)
         if resolution == "redriven":
-            redrive(changes, at, last_hop + 1, at.input, died_at, by)
+            redrive(changes, at, last_hop + 1, died_at, by)
             # The operator has looked at the world: what may or may not have happened is to be done again.
             await connection.execute(
                 "DELETE FROM tracekit.effects WHERE task_id = %s AND finished_at IS NULL", [task_id]
@@ -97,10 +94,10 @@ async def resolve(
             [resolution, by, task_id, at.hop],
         )
         await changes.write(connection)
-        sent = await send_signal(
+        await send_signal(
             connection, review_key(task_id, at.hop), {"resolution": resolution}, dedupe_key="resolution", sent_by=by
         )
-    return [*changes.wakeups, *sent.wakeups]
+    changes.count()
 
 
 async def _refuse(connection: AsyncConnection[Any], task_id: str) -> None:

@@ -53,18 +53,19 @@ async def begin(connection: AsyncConnection[Any], at: Position, step: str, *, un
 
 
 async def record(connection: AsyncConnection[Any], at: Position, step: str, result: Json) -> None:
-    """The step is done, with `result`. Raises `LeaseLost`, `PayloadRefused`."""
+    """The step is done, with `result`; what is recorded already stays. Raises `LeaseLost`, `PayloadRefused`."""
     storable(result, f"the result of step {step!r}")
     async with connection.transaction():
         now = await _hold(connection, at)
-        await connection.execute(
+        cursor = await connection.execute(
             "UPDATE tracekit.effects SET finished_at = clock_timestamp(), result = %s::jsonb"
-            " WHERE (task_id, step) = (%s, %s)",
+            " WHERE (task_id, step) = (%s, %s) AND finished_at IS NULL",
             [json.dumps(result), at.task_id, step],
         )
-        changes = Changes(now)
-        changes.event(at, "effect.recorded", step=step)
-        await changes.write(connection)
+        if cursor.rowcount:
+            changes = Changes(now)
+            changes.line(at, "effect.recorded", step=step)
+            await changes.write(connection)
 
 
 async def undo(connection: AsyncConnection[Any], at: Position, step: str) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 from psycopg import AsyncConnection
 
+from tracekit.postgres import is_away
 from tracekit.queue import tasks
 from tracekit.queue.client import Queue
 
@@ -25,9 +25,6 @@ POLL = timedelta(seconds=0.5)
 
 _FIRST_REST = 0.1
 _LONGEST_REST = 2.0
-
-AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError)
-"""What a database that is gone, restarting or switched over looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,9 @@ class Follower:
             try:
                 async with self._queue.connection() as connection:
                     seen = await look(connection, self.task_id, self.seq)
-            except AWAY as error:
+            except Exception as error:
+                if not is_away(error):
+                    raise
                 failures += 1
                 yield Away(_one_line(error))
                 rest = min(_LONGEST_REST, _FIRST_REST * 2 ** min(failures, 8))

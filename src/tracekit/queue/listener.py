@@ -23,6 +23,10 @@ from tracekit.queue.notify import CHANNEL
 log = structlog.get_logger()
 
 
+CONNECT_S = 60.0
+"""Seconds to find a server that is writable. Meanwhile the queue is polled."""
+
+
 class ListenerState(StrEnum):
     """What the listener knows of itself."""
 
@@ -61,6 +65,7 @@ class Listener:
         self._test_timeout = test_timeout.total_seconds()
         self._echo: asyncio.Event = asyncio.Event()
         self._nonce = ""
+        self._heard = False
         self.state = ListenerState.STARTING
         self.changed = asyncio.Event()
         """Set at each change of `state`; whoever waits clears it."""
@@ -75,13 +80,17 @@ class Listener:
     async def listen(self) -> None:
         """LISTEN until the connection fails or the self-test does; then raises. The caller tries again with backoff."""
         try:
-            async with asyncio.timeout(self._test_timeout * 2):
+            # A DSN may name several hosts, and each has its own `connect_timeout` before the next is tried.
+            async with asyncio.timeout(CONNECT_S):
                 connection = await self._connect(self._dsn)
             async with connection:
                 async with asyncio.timeout(self._test_timeout):
                     await connection.execute(f"LISTEN {CHANNEL}")
-                    # After a restart each idle connection of the pool would fail its next user once.
-                    await self._pool.check()
+                # After a restart each idle connection of the pool would fail its next user once, and one that was cut
+                # silently would hold him up. `check` would ask each, and swallows the time limit that it runs into.
+                if self._heard:
+                    await self._pool.drain()
+                    self._heard = False
                 receiving = asyncio.create_task(self._receive(connection))
                 try:
                     await self._prove(receiving)
@@ -89,7 +98,7 @@ class Listener:
                     receiving.cancel()
                     await asyncio.gather(receiving, return_exceptions=True)
         except Exception as error:
-            self._is(ListenerState.POLLING, error=type(error).__name__)
+            self._is(ListenerState.POLLING, error=type(error).__name__, detail=str(error)[:300])
             raise
 
     async def _receive(self, connection: AsyncConnection[Any]) -> None:
@@ -99,19 +108,28 @@ class Listener:
                 continue
             try:
                 wakeups = json.loads(notification.payload)
-            except ValueError:
-                continue
+            except (ValueError, RecursionError):
+                continue  # whoever may connect may notify
             if isinstance(wakeups, list):
-                self._wake([item for item in wakeups if isinstance(item, dict)])
+                items = [item for item in wakeups if isinstance(item, dict)]
+                # None of them would say that some may have been missed.
+                if items := [item for item in items if isinstance(item.get("mode"), str | None)]:
+                    self._wake(items)
 
     async def _prove(self, receiving: asyncio.Task[None]) -> None:
         while True:
             self._nonce = f"echo {secrets.token_hex(8)}"
             self._echo.clear()
-            async with asyncio.timeout(self._test_timeout):
-                async with self._pool.connection() as sender:
-                    await sender.execute("SELECT pg_notify(%s, %s)", [CHANNEL, self._nonce])
-                await self._first(receiving, self._echo.wait())
+            try:
+                async with asyncio.timeout(self._test_timeout):
+                    async with self._pool.connection() as sender:
+                        await sender.execute("SELECT pg_notify(%s, %s)", [CHANNEL, self._nonce])
+                    await self._first(receiving, self._echo.wait())
+            except TimeoutError:
+                raise ConnectionError(
+                    "a NOTIFY to itself did not come back; where a pooler stands before the server, set listen_dsn"
+                ) from None
+            self._heard = True
             if self.state is not ListenerState.LISTENING:
                 self._is(ListenerState.LISTENING)
                 self._wake([])

@@ -7,14 +7,14 @@ The life of a hop, which is one row of `tracekit.queue` until its task ends::
                         ▼        due                 claim
     scheduled ────────────────► ready ─────────────────────────► running
         ▲                        ▲ ▲                             │ │ │ │
-        │                        │ │ released, lease gone back   │ │ │ │
+        │                        │ │  released, or lease expired │ │ │ │
         │                        │ └─────────────────────────────┘ │ │ │
         │  retry, retry later    │ signal or deadline              │ │ │
-        ├────────────────────────┼─────────────────────────────────┘ │ │
-        │                        │            park                   │ │
-        │                      parked ◄──────────────────────────────┘ │
-        │ lease expired                                                │
-        └── (by the sweep)                 done · hand off · dead ─────┘
+        └────────────────────────┼─────────────────────────────────┘ │ │
+                                 │            park                   │ │
+                               parked ◄──────────────────────────────┘ │
+                                                                       │
+                                       done · hand off · dead ─────────┘
 
 A hop that is `ready`, `scheduled` or `parked` past its task's ttl ends `expired` without being claimed again.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tracekit import ids
 from tracekit.envelope import DataTier, Priority, RetryPolicy
@@ -82,16 +82,15 @@ class Resumption:
     signal: Signal | None
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """Where a live task is: its row in the queue with what the record needs of task and hop.
 
-    A worker gets it with its claim, the sweep reads the same under the row's lock.
+    A worker gets it with its claim, the sweep reads the same under the row's lock. A tuple, since one is made for each
+    hop: a dataclass takes ten times as long.
     """
 
     task_id: str
     trace_id: str
-    parent_span_id: str | None
     trace_state: str
     origin: str
     surface: str
@@ -104,7 +103,6 @@ class Position:
     tags: tuple[str, ...]
     review_of: str | None
     task_created_at: datetime
-    task_expires_at: datetime | None
     hop: int
     mode: str
     persona: str | None
@@ -119,9 +117,9 @@ class Position:
     worker: str | None
     claimed_at: datetime | None
     wait_attempt: int | None
+    input: Json = None
     resumption: Resumption | None = None
     """The wait that the hop is parked on (its `signal` None) or came back from."""
-    input: Json = None
 
     @property
     def span_id(self) -> str:
@@ -216,6 +214,18 @@ class Notice:
     """`operator` or `requester`: a role that the configuration resolves to people."""
     data: dict[str, Json] = field(default_factory=dict)
 
+    def row(self, task_id: str) -> dict[str, Json]:
+        """The columns of the outbox, as JSON data."""
+        return {
+            "task_id": task_id,
+            "recipient": self.recipient,
+            "kind": self.kind,
+            "urgent": self.urgent,
+            "title": self.title,
+            "body": self.body,
+            "data": self.data,
+        }
+
 
 Outcome = HandOff | Done | RetryLater | GiveUp | Park
 
@@ -238,7 +248,10 @@ class LeaseExpired:
     """The worker died or could not be reached; only the sweep says so."""
 
 
-Ending = Outcome | Failed | Released | LeaseExpired
+Setback = RetryLater | GiveUp | Park | Failed | Released | LeaseExpired
+"""The ends of an attempt after which the hop is not finished."""
+
+Ending = Outcome | Setback
 """How an attempt can end."""
 
 
@@ -248,6 +261,8 @@ class Settlement:
 
     position: Position
     ending: Ending
+    text: str | None = None
+    """What a hand-off gives to the next hop, as JSON, once it has been checked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
+from tracekit import instruments
 from tracekit.queue.model import Json
 from tracekit.queue.payload import plain_text
 
@@ -55,7 +56,7 @@ async def deliver_one(
             "WITH due AS (SELECT id FROM tracekit.outbox WHERE due_at <= now()"
             "  ORDER BY urgent DESC, due_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
             " UPDATE tracekit.outbox AS o SET attempts = attempts + 1, due_at = clock_timestamp() + %s"
-            " FROM due, tracekit.tasks AS t WHERE o.id = due.id AND t.id = o.task_id"
+            " FROM due, tracekit.envelopes AS t WHERE o.id = due.id AND t.id = o.task_id"
             " RETURNING o.id, o.task_id, t.trace_id, t.requester, t.data_tier, o.recipient, o.kind, o.urgent, o.title,"
             "   o.body, o.data, o.created_at, o.attempts",
             [_LEASE],
@@ -74,6 +75,8 @@ async def deliver_one(
                 " ELSE clock_timestamp() + make_interval(secs => %s) END WHERE id = %s",
                 [plain_text(f"{type(error).__name__}: {error}", 500), last, rest, notification.id],
             )
+        if last:
+            instruments.NOTIFICATIONS_GIVEN_UP.inc()
         return 1
     async with connect() as connection:
         await connection.execute(

@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, LiteralString
 
 from tracekit.envelope import DataTier, RetryPolicy
 from tracekit.queue.model import Position, Resumption, Signal
 
 COLUMNS: LiteralString = """
-    q.task_id, t.trace_id, t.parent_span_id, t.trace_state, t.origin, t.surface, t.requester, t.intent,
-    t.priority AS rank, t.destructive, t.data_tier, t.retry_policy, t.tags, t.review_of,
-    t.created_at AS task_created_at, t.expires_at AS task_expires_at,
-    q.hop, q.mode, h.persona, q.created_at AS hop_created_at, q.ready_at, q.due_at, q.state, q.expires_at, q.attempt,
-    q.max_attempts, q.token, q.worker, q.claimed_at, q.wait_attempt, h.input,
-    w.kind AS wait_kind, w.key AS wait_key, w.data AS wait_data, w.opened_at AS wait_opened_at,
-    s.payload AS signal_payload, s.sent_by AS signal_sent_by, s.received_at AS signal_received_at
+    q.task_id, t.trace_id, t.trace_state, t.origin, t.surface, t.requester, t.intent, t.priority,
+    t.destructive, t.data_tier, t.retry_policy::text, t.tags, t.review_of, t.created_at,
+    q.hop, q.mode, h.next_persona, q.created_at, q.ready_at, q.due_at, q.state, q.expires_at, q.attempt,
+    q.max_attempts, q.token, q.worker, q.claimed_at, q.wait_attempt,
+    CASE WHEN q.hop = 1 THEN t.input ELSE h.next_input END,
+    w.kind, w.key, w.data, w.opened_at, s.payload, s.sent_by, s.received_at
 """
-"""Of a queue row `q` with `JOINS`."""
+"""Of a queue row `q` with `JOINS`, in the order of `Position`'s fields."""
 
+# LIMIT makes each a lookup a row, whatever the planner expects of the tables: it cannot be turned into a join.
 JOINS: LiteralString = """
-    JOIN tracekit.tasks AS t ON t.id = q.task_id
-    JOIN tracekit.hops AS h ON (h.task_id, h.hop) = (q.task_id, q.hop)
-    LEFT JOIN tracekit.waits AS w ON (w.task_id, w.hop, w.attempt) = (q.task_id, q.hop, q.wait_attempt)
-    LEFT JOIN tracekit.signals AS s ON s.id = w.signal_id
+    CROSS JOIN LATERAL (SELECT * FROM tracekit.envelopes WHERE id = q.task_id LIMIT 1) AS t
+    LEFT JOIN LATERAL (
+        SELECT * FROM tracekit.record WHERE q.hop > 1 AND task_id = q.task_id AND next_hop = q.hop LIMIT 1
+    ) AS h ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM tracekit.waits WHERE task_id = q.task_id AND hop = q.hop AND attempt = q.wait_attempt LIMIT 1
+    ) AS w ON true
+    LEFT JOIN LATERAL (SELECT * FROM tracekit.signals WHERE id = w.signal_id LIMIT 1) AS s ON true
 """
 
+WIDTH = 36
+"""How many `COLUMNS` there are."""
 
-def position(row: dict[str, Any]) -> Position:
-    """A row of `COLUMNS` as a `Position`."""
-    signal_payload, sent_by, received_at = (
-        row.pop(name) for name in ("signal_payload", "signal_sent_by", "signal_received_at")
-    )
-    kind, key, data, opened_at = (row.pop(name) for name in ("wait_kind", "wait_key", "wait_data", "wait_opened_at"))
-    signal = Signal(key, signal_payload, sent_by, received_at) if sent_by is not None else None
-    return Position(
-        **{
-            **row,
-            "data_tier": DataTier(row["data_tier"]),
-            "retry_policy": RetryPolicy.model_validate(row["retry_policy"]),
-            "tags": tuple(row["tags"]),
-        },
-        resumption=Resumption(kind, key, data, opened_at, signal) if kind is not None else None,
-    )
+_TIER, _POLICY, _TAGS, _INPUT = 9, 10, 11, 28
+_tiers = {tier.value: tier for tier in DataTier}
+
+
+@lru_cache(maxsize=256)
+def _policy(text: str) -> RetryPolicy:
+    """Few policies are in use, and checking one costs more than all else that is done to a row."""
+    return RetryPolicy.model_validate_json(text)
+
+
+def position(row: Sequence[Any]) -> Position:
+    """`COLUMNS` as a `Position`."""
+    kind, key, data, opened_at, payload, sent_by, received_at = row[_INPUT + 1 : WIDTH]
+    resumption = None
+    if kind is not None:
+        signal = Signal(key, payload, sent_by, received_at) if sent_by is not None else None
+        resumption = Resumption(kind, key, data, opened_at, signal)
+    # As one tuple: 29 arguments are gone through by name otherwise.
+    of_task = _tiers[row[_TIER]], _policy(row[_POLICY]), tuple(row[_TAGS])
+    return Position._make((*row[:_TIER], *of_task, *row[_TAGS + 1 : _INPUT + 1], resumption))

@@ -1,63 +1,51 @@
-"""Settling: the ends of attempts, written under their leases' tokens, many in one transaction."""
+"""Settling: the setbacks of attempts, written under their leases' tokens, many in one transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from psycopg import AsyncConnection
 
 from tracekit.queue.changes import Changes
-from tracekit.queue.model import HandOff, Park, Settlement, Signal, Wakeup
+from tracekit.queue.finish import handed_on
+from tracekit.queue.model import Done, HandOff, Park, Settlement, Signal
 from tracekit.queue.payload import storable
 from tracekit.queue.transitions import end_attempt
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of a batch. `lost` are the settlements whose lease was gone: nothing of theirs was written."""
-
-    lost: list[Settlement]
-    wakeups: list[Wakeup]
-
-
 def storable_settlement(settlement: Settlement) -> Settlement:
-    """`settlement` with its values as plain JSON data, checked before it meets others in a batch.
-
-    Raises `PayloadRefused`.
-    """
-    mode = settlement.position.mode
+    """`settlement` with its values as JSON, checked before it meets others in a batch. Raises `PayloadRefused`."""
+    at = settlement.position
     match settlement.ending:
         case HandOff() as ending:
-            value = storable(ending.input, f"what {mode} hands to {ending.mode}")
-            return replace(settlement, ending=replace(ending, input=value))
+            return Settlement(at, ending, handed_on(at, ending))
         case Park() as ending:
-            value = storable(ending.data, f"what {mode} parks with")
+            value = storable(ending.data, f"what {at.mode} parks with")
             return replace(settlement, ending=replace(ending, data=value))
         case _:
             return settlement
 
 
-async def settle(connection: AsyncConnection[Any], settlements: Sequence[Settlement]) -> Settled:
-    """Write the ends of attempts in one transaction (Q8), each only if its lease is still held (Q3)."""
+async def settle(connection: AsyncConnection[Any], settlements: Sequence[Settlement]) -> set[int]:
+    """Write setbacks in one transaction (Q8), each only if its lease is still held (Q3); the tokens of those.
+
+    What ends a task or hands it on is `finish`'s.
+    """
     parks = {s.ending.key for s in settlements if isinstance(s.ending, Park)}
     async with connection.transaction():
         kept = await _lock_keys(connection, sorted(parks)) if parks else {}
         now, held = await _lock_held(connection, settlements)
         changes = Changes(now)
-        lost = []
         for settlement in settlements:
-            if settlement.position.token not in held:
-                lost.append(settlement)
-                continue
-            held.remove(settlement.position.token)  # an attempt ends once, also within a batch
             ending = settlement.ending
-            signal_id, signal = kept.get(ending.key, (None, None)) if isinstance(ending, Park) else (None, None)
-            end_attempt(changes, settlement.position, ending, signal, signal_id)
+            if settlement.position.token in held and not isinstance(ending, Done | HandOff):
+                signal_id, signal = kept.get(ending.key, (None, None)) if isinstance(ending, Park) else (None, None)
+                end_attempt(changes, settlement.position, ending, signal, signal_id)
         await changes.write(connection)
-    return Settled(lost, changes.wakeups)
+    return held
 
 
 async def _lock_keys(connection: AsyncConnection[Any], keys: list[str]) -> dict[str, tuple[int, Signal]]:
@@ -74,14 +62,15 @@ async def _lock_keys(connection: AsyncConnection[Any], keys: list[str]) -> dict[
 
 
 async def _lock_held(connection: AsyncConnection[Any], settlements: Sequence[Settlement]) -> tuple[datetime, set[int]]:
-    # In the order of task ids, as every statement that locks several rows: no two can wait for each other.
+    # In the order of task ids, as every statement that locks several rows: no two can wait for each other. A row that
+    # has a worker is running, and for this no index but the first is of use.
     cursor = await connection.execute(
-        "WITH held AS ("
-        "  SELECT q.token FROM tracekit.queue AS q"
-        "  JOIN unnest(%s::text[], %s::bigint[]) AS mine(task_id, token) USING (task_id, token)"
-        "  WHERE q.state = 'running' ORDER BY q.task_id FOR UPDATE OF q)"
+        "WITH held AS (SELECT token FROM tracekit.queue"
+        "  WHERE task_id = ANY(%s::text[]) AND token = ANY(%s::bigint[]) AND worker IS NOT NULL"
+        "  ORDER BY task_id FOR UPDATE)"
         " SELECT coalesce(array_agg(token), '{}'), clock_timestamp() FROM held",
         [[s.position.task_id for s in settlements], [s.position.token for s in settlements]],
+        prepare=True,
     )
     row = await cursor.fetchone()
     assert row is not None, "an aggregate answers one row"

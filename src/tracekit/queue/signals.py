@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from psycopg import AsyncConnection
-from psycopg.rows import dict_row
 
 from tracekit.queue.changes import Changes
-from tracekit.queue.model import Json, Signal, Wakeup
+from tracekit.queue.model import Json, Signal
 from tracekit.queue.payload import storable
-from tracekit.queue.position import COLUMNS, JOINS, position
+from tracekit.queue.position import COLUMNS, JOINS, WIDTH, position
 from tracekit.queue.transitions import close_wait, resume
 
 
@@ -26,7 +25,6 @@ class Sent:
     """The fact as it stands: the one sent, or the one that came first."""
     resumed: list[str]
     """Ids of the tasks that it woke. Empty: it is kept for a wait to come."""
-    wakeups: list[Wakeup]
 
 
 async def send_signal(
@@ -52,30 +50,28 @@ async def send_signal(
             )
             known = await cursor.fetchone()
             assert known is not None, "signals are not deleted while their key is locked"
-            return Sent(False, Signal(key, *known), [], [])
+            return Sent(False, Signal(key, *known), [])
         signal_id, received_at = row
         signal = Signal(key, payload, sent_by, received_at)
-        async with connection.cursor(row_factory=dict_row) as rows:
-            # The rows are locked before they are read with the rest: a sweep may just have ended the same wait.
-            await rows.execute(
-                "SELECT q.task_id FROM tracekit.queue AS q"
-                " JOIN tracekit.waits AS w ON (w.task_id, w.hop, w.attempt) = (q.task_id, q.hop, q.wait_attempt)"
-                " WHERE w.key = %s AND w.closed_at IS NULL AND q.state = 'parked'"
-                " ORDER BY q.task_id FOR UPDATE OF q",
-                [key],
-            )
-            locked = [found["task_id"] for found in await rows.fetchall()]
-            await rows.execute(
-                f"SELECT clock_timestamp() AS now, {COLUMNS} FROM tracekit.queue AS q {JOINS}"
-                " WHERE q.task_id = ANY(%s) AND q.state = 'parked' AND w.key = %s AND w.closed_at IS NULL",
-                [locked, key],
-            )
-            waiting = await rows.fetchall()
-        changes = Changes(waiting[0]["now"] if waiting else received_at)
+        # The rows are locked before they are read with the rest: a sweep may just have ended the same wait.
+        cursor = await connection.execute(
+            "SELECT q.task_id FROM tracekit.queue AS q"
+            " JOIN tracekit.waits AS w ON (w.task_id, w.hop, w.attempt) = (q.task_id, q.hop, q.wait_attempt)"
+            " WHERE w.key = %s AND w.closed_at IS NULL AND q.state = 'parked'"
+            " ORDER BY q.task_id FOR UPDATE OF q",
+            [key],
+        )
+        locked = [row[0] for row in await cursor.fetchall()]
+        cursor = await connection.execute(
+            f"SELECT {COLUMNS}, clock_timestamp() FROM tracekit.queue AS q {JOINS}"
+            " WHERE q.task_id = ANY(%s) AND q.state = 'parked' AND w.key = %s AND w.closed_at IS NULL",
+            [locked, key],
+        )
+        waiting = await cursor.fetchall()
+        changes = Changes(waiting[0][WIDTH] if waiting else received_at)
         for found in waiting:
-            found.pop("now")
             at = position(found)
             close_wait(changes, at, "signal", signal, signal_id)
             resume(changes, at)
         await changes.write(connection)
-    return Sent(True, signal, [found["task_id"] for found in changes.moves], changes.wakeups)
+    return Sent(True, signal, [found["task_id"] for found in changes.moves])

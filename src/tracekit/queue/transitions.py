@@ -1,7 +1,7 @@
-"""What each end of an attempt, each deadline and each decision does to a task: worked out here, written by `Changes`.
+"""What each setback, each deadline and each decision does to a task: worked out here, written by `Changes`.
 
 Nothing here talks to the database. Every function takes the position as it is under the row's lock and adds the rows of
-one step: the next position, the events, the skeleton spans, the notifications.
+one step: the next position, the line of the record, the notifications.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from tracekit import ids
 from tracekit.envelope import DataTier, Envelope, Origin, RetryPolicy, TaskRequest
 from tracekit.queue.changes import Changes
 from tracekit.queue.model import (
-    Done,
-    Ending,
-    EndState,
     Failed,
     GiveUp,
-    HandOff,
     Json,
     LeaseExpired,
     Notice,
@@ -27,10 +23,10 @@ from tracekit.queue.model import (
     Position,
     Released,
     RetryLater,
+    Setback,
     Signal,
 )
 from tracekit.queue.payload import plain_text
-from tracekit.queue.skeleton import attempt_span, dlq_span, queue_span, root_span, send_span, wait_span
 from tracekit.queue.submission import Submission
 from tracekit.tracing import semconv
 
@@ -39,22 +35,18 @@ REVIEW_TTL = timedelta(days=14)
 
 
 def end_attempt(
-    changes: Changes, position: Position, ending: Ending, kept: Signal | None, signal_id: int | None
+    changes: Changes, position: Position, ending: Setback, kept: Signal | None, signal_id: int | None
 ) -> None:
-    """The end of a claimed hop's attempt. `kept`: the signal that came before the wait that `ending` opens."""
+    """The end of a claimed hop's attempt that neither ends the task nor hands it on (those are `finish`'s). `kept`: the
+    signal that came before the wait that `ending` opens.
+    """
     match ending:
-        case HandOff():
-            _hand_off(changes, position, ending)
-        case Done():
-            _attempt(changes, position, ending.outcome, summary=ending.summary or None)
-            if ending.notify:
-                changes.notice(position.task_id, _summary(position, ending.outcome, ending.summary))
-            end_task(changes, position, ending.outcome, ending.summary)
         case RetryLater():
             _retry_later(changes, position, ending)
         case GiveUp():
-            _attempt(changes, position, "given_up", reason=ending.reason, failure=("given_up", ending.reason))
-            _die(changes, position, "given_up", "given_up", ending.reason)
+            reason = plain_text(ending.reason)
+            _attempt(changes, position, "given_up", reason=reason, failure=("given_up", reason))
+            _die(changes, position, "given_up", "given_up", reason)
         case Park():
             _park(changes, position, ending, kept, signal_id)
         case Released():
@@ -75,12 +67,6 @@ def end_attempt(
             assert_never(ending)
 
 
-def end_task(changes: Changes, position: Position, outcome: EndState, summary: str) -> None:
-    """The task's end: its state, its last event, and its root span, written this once."""
-    changes.end(position, outcome, plain_text(summary))
-    _record_end(changes, position, outcome, summary)
-
-
 def close_wait(
     changes: Changes, position: Position, resolution: str, signal: Signal | None, signal_id: int | None
 ) -> None:
@@ -98,10 +84,15 @@ def close_wait(
             "signal_id": signal_id,
         }
     )
-    changes.event(
-        position, "wait.closed", wait=wait.kind, resolution=resolution, sent_by=signal.sent_by if signal else None
+    changes.line(
+        position,
+        "wait.closed",
+        wait=wait.kind,
+        resolution=resolution,
+        sent_by=signal.sent_by if signal else None,
+        opened_at=wait.opened_at.isoformat(),
+        parked_by=position.wait_attempt,
     )
-    changes.spans.append(wait_span(position, changes.now, resolution))
 
 
 def resume(changes: Changes, position: Position) -> None:
@@ -119,22 +110,18 @@ def expire(changes: Changes, position: Position, why: str) -> None:
     """The task's time is over: it ends unexecuted, and the operator is told what it was."""
     if position.state == "parked":
         close_wait(changes, position, "deadline", None, None)
-    elif position.state == "ready":
-        changes.spans.append(queue_span(position, position.attempt + 1, changes.now))
     summary = f"Expired in {position.mode}: {why}."
-    changes.notice(position.task_id, _summary(position, "expired", summary))
-    end_task(changes, position, "expired", summary)
+    changes.notice(position.task_id, summary_notice(position, "expired", summary))
+    waited = {"ready_at": position.ready_at.isoformat()} if position.state == "ready" else {}
+    changes.end(position, "expired", summary, waited)
 
 
-def redrive(changes: Changes, position: Position, hop: int, input: Json, dead_since: datetime, by: str) -> None:
+def redrive(changes: Changes, position: Position, hop: int, dead_since: datetime, by: str) -> None:
     """A dead task goes on: its dead hop again, as a new hop with its attempts unspent. The ttl does not return: the
     operator has just said that the task is worth doing.
     """
-    changes.spans.append(dlq_span(position, dead_since, changes.now, "redriven"))
-    changes.event(position, "task.redriven", by=by, hop=hop)
-    changes.resolve_dead(position, None, None)
-    changes.new_hop(position, hop, position.mode, position.persona, input)
-    changes.spans.append(send_span(position, changes.now, hop, position.mode))
+    new = {"next_hop": hop, "next_mode": position.mode, "next_persona": position.persona, "next_input": position.input}
+    changes.line(position, "task.redriven", new, by=by, dead_since=dead_since.isoformat())
     changes.move(
         position, "ready", hop=hop, attempt=0, max_attempts=position.retry_policy.max_attempts, expires_at=None
     )
@@ -142,39 +129,19 @@ def redrive(changes: Changes, position: Position, hop: int, input: Json, dead_si
 
 def abandon(changes: Changes, position: Position, dead_since: datetime, by: str) -> None:
     """A dead task ends for good."""
-    changes.spans.append(dlq_span(position, dead_since, changes.now, "abandoned"))
     summary = f"Abandoned by {by} after {position.attempt} attempts in {position.mode}."
-    changes.resolve_dead(position, "abandoned", summary)
-    _record_end(changes, position, "abandoned", summary)
-    changes.wake(position, position.hop, None)
+    changes.end(position, "abandoned", summary, {}, dead_since=dead_since.isoformat())
 
 
 # --- the ends of an attempt -----------------------------------------------------------------------------------------
 
 
-def _hand_off(changes: Changes, position: Position, ending: HandOff) -> None:
-    hop = position.hop + 1
-    _attempt(changes, position, "handed_off", next={"hop": hop, "mode": ending.mode})
-    changes.new_hop(position, hop, ending.mode, ending.persona or position.persona, ending.input)
-    changes.spans.append(send_span(position, changes.now, hop, ending.mode))
-    changes.raise_flags(position, ending.destructive, ending.tags, timedelta(0))
-    changes.move(
-        position,
-        "ready",
-        hop=hop,
-        mode=ending.mode,
-        attempt=0,
-        max_attempts=position.retry_policy.max_attempts,
-        expires_at=None if ending.beyond_ttl else position.expires_at,
-    )
-
-
 def _retry_later(changes: Changes, position: Position, ending: RetryLater) -> None:
     due_at = changes.now + ending.delay
-    _attempt(changes, position, "retry_later", reason=ending.reason, due_at=due_at.isoformat())
+    _attempt(changes, position, "retry_later", reason=plain_text(ending.reason), due_at=due_at.isoformat())
     expires_at = position.expires_at
     if ending.extend_ttl and expires_at:
-        changes.raise_flags(position, False, (), ending.delay)
+        changes.extend_ttl(position, ending.delay)
         expires_at += ending.delay
     changes.move(position, "scheduled", due_at=due_at, expires_at=expires_at, max_attempts=position.max_attempts + 1)
 
@@ -206,7 +173,7 @@ def _park(changes: Changes, position: Position, ending: Park, kept: Signal | Non
     if ending.notice and not kept:
         changes.notice(position.task_id, ending.notice)
     if kept:
-        changes.event(position, "wait.closed", wait=ending.kind, resolution="signal", sent_by=kept.sent_by)
+        changes.line(position, "wait.closed", wait=ending.kind, resolution="signal", sent_by=kept.sent_by)
         changes.move(
             position,
             "ready",
@@ -255,9 +222,7 @@ def _die(changes: Changes, position: Position, reason: str, error_type: str, mes
             "review_task_id": review.envelope.id if review else None,
         }
     )
-    changes.event(
-        position, "task.dead", reason=reason, error_type=error_type, review_task=review and review.envelope.id
-    )
+    changes.line(position, "task.dead", reason=reason, error_type=error_type, review_task=review and review.envelope.id)
     body = f"{position.mode} gave up after {position.attempt} attempts: {error_type}."
     changes.notice(
         position.task_id,
@@ -272,7 +237,6 @@ def _die(changes: Changes, position: Position, reason: str, error_type: str, mes
     changes.bury(position)
     if review:
         changes.submissions.append(review)
-        changes.wakeups.append(review.wakeup())
 
 
 def _review(position: Position, reason: str) -> Submission:
@@ -311,29 +275,19 @@ def review_key(task_id: str, hop: int) -> str:
 def _attempt(
     changes: Changes, position: Position, outcome: str, *, failure: tuple[str, str] | None = None, **data: Json
 ) -> None:
-    """The record of a claim: its event, the span of its wait for a worker, and its own."""
+    """The record of a claim: since when it was waited for, by whom and when it was made, and how it ended."""
     assert position.claimed_at is not None, "an attempt begins with a claim"
-    changes.event(
-        position,
-        "attempt.ended",
-        outcome=outcome,
-        worker=position.worker,
-        persona=position.persona,
-        ready_at=position.ready_at.isoformat(),
-        claimed_at=position.claimed_at.isoformat(),
-        error={"type": failure[0], "message": failure[1]} if failure else None,
-        **data,
-    )
-    changes.spans.append(queue_span(position, position.attempt, position.claimed_at))
-    changes.spans.append(attempt_span(position, changes.now, outcome, failure))
+    columns = {
+        "worker": position.worker,
+        "outcome": outcome,
+        "ready_at": position.ready_at.isoformat(),
+        "claimed_at": position.claimed_at.isoformat(),
+    }
+    error = {"type": failure[0], "message": failure[1]} if failure else None
+    changes.line(position, "attempt.ended", columns, error=error, **data)
 
 
-def _record_end(changes: Changes, position: Position, outcome: EndState, summary: str) -> None:
-    changes.event(position, "task.ended", outcome=outcome, summary=plain_text(summary) or None)
-    changes.spans.append(root_span(position, changes.now, outcome))
-
-
-def _summary(position: Position, outcome: str, summary: str) -> Notice:
+def summary_notice(position: Position, outcome: str, summary: str) -> Notice:
     """What the operator is told of an ended task. Restricted content stays in the database."""
     about = "a restricted task" if position.data_tier is DataTier.RESTRICTED else plain_text(position.intent, 300)
     if position.data_tier is DataTier.RESTRICTED:

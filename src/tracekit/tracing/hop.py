@@ -1,16 +1,17 @@
 """The hop that the running code belongs to.
 
-A worker opens `hop_scope` around a handler. Everything called inside, in the same asyncio task or in tasks and threads
-made from it (`asyncio.create_task`, `asyncio.to_thread` copy the context), then knows its task, starts its spans as
-children of the attempt's span (T2), and writes log lines that name both (T8).
+A worker enters a hop (`enter_hop`) in the asyncio task that runs its handler. Everything called there, and in tasks
+and threads made from it (`asyncio.create_task`, `asyncio.to_thread` copy the context), then knows its task, starts its
+spans as children of the attempt's span (T2), and writes log lines that name both (T8).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextvars import ContextVar, Token
+from functools import cached_property
+from typing import NamedTuple
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -18,18 +19,17 @@ from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
+from tracekit import ids
 from tracekit.envelope import DataTier
 from tracekit.tracing import semconv
 from tracekit.tracing.context import TraceContext
 
 
-@dataclass(frozen=True, slots=True)
-class HopScope:
-    """One attempt at one hop. `span_id` is the attempt's own (`ids.attempt_span_id`), fixed when it was claimed."""
+class HopScope(NamedTuple):
+    """One attempt at one hop."""
 
     task_id: str
     trace_id: str
-    span_id: str
     hop: int
     attempt: int
     mode: str
@@ -38,9 +38,18 @@ class HopScope:
     trace_state: str = ""
 
     @property
+    def span_id(self) -> str:
+        """The attempt's own span, which is fixed when it is claimed."""
+        return ids.attempt_span_id(self.task_id, self.hop, self.attempt)
+
+    @property
     def restricted(self) -> bool:
         """Whether free text must stay out of spans and log lines (T10)."""
         return self.data_tier is DataTier.RESTRICTED
+
+    def context(self) -> Context:
+        """The attempt's span as the current one, and nothing else: no baggage of whoever started the task."""
+        return trace.set_span_in_context(AttemptSpan(self), _NOTHING)
 
     def attributes(self) -> dict[str, AttributeValue]:
         """What every span of the hop carries."""
@@ -54,6 +63,8 @@ class HopScope:
             **persona,
         }
 
+
+_SAMPLED, _NO_STATE, _NOTHING = TraceFlags(TraceFlags.SAMPLED), TraceState(), Context()
 
 _hop: ContextVar[HopScope | None] = ContextVar("tracekit_hop", default=None)
 
@@ -75,31 +86,42 @@ def current_trace_context() -> TraceContext | None:
     )
 
 
-def attempt_context(trace_id: str, span_id: str, trace_state: str = "") -> Context:
-    """An OpenTelemetry context whose current span is the attempt's, which is written by the queue and not by the SDK.
+class AttemptSpan(NonRecordingSpan):
+    """The attempt's span as those inside it see it: it is the record's, not the SDK's. It is sampled whatever the
+    caller's flags said (T9).
 
-    It is sampled whatever the caller's flags said (T9), and holds nothing else: no baggage. Raises ValueError where the
-    ids are not hexadecimal.
+    Its context is made when somebody asks: most hops start no span, and the id is a hash.
     """
-    place = SpanContext(
-        int(trace_id, 16),
-        int(span_id, 16),
-        is_remote=False,
-        trace_flags=TraceFlags(TraceFlags.SAMPLED),
-        trace_state=TraceState.from_header([trace_state]) if trace_state else TraceState(),
-    )
-    return trace.set_span_in_context(NonRecordingSpan(place), Context())
+
+    def __init__(self, scope: HopScope) -> None:
+        self._scope = scope
+
+    def get_span_context(self) -> SpanContext:
+        """The attempt's place in the trace. Raises ValueError where the ids are not hexadecimal."""
+        return self._place
+
+    @cached_property
+    def _place(self) -> SpanContext:
+        scope = self._scope
+        state = TraceState.from_header([scope.trace_state]) if scope.trace_state else _NO_STATE
+        return SpanContext(int(scope.trace_id, 16), int(scope.span_id, 16), False, _SAMPLED, state)
+
+
+def enter_hop(scope: HopScope) -> Token[Context]:
+    """Makes `scope` the hop of the caller's asyncio task and of all that is made from it, until the task ends."""
+    _hop.set(scope)
+    return context.attach(scope.context())
 
 
 @contextmanager
 def hop_scope(scope: HopScope) -> Iterator[HopScope]:
-    """Makes `scope` the caller's hop until the block ends. Enter and leave it in the same asyncio task."""
-    place = context.attach(attempt_context(scope.trace_id, scope.span_id, scope.trace_state))
-    hop = _hop.set(scope)
+    """The same until the block ends. Enter and leave it in the same asyncio task."""
+    outer = _hop.get()
+    place = enter_hop(scope)
     try:
         yield scope
     finally:
-        _hop.reset(hop)
+        _hop.set(outer)
         context.detach(place)
 
 

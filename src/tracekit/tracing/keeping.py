@@ -20,8 +20,8 @@ from tracekit.tracing.rows import sdk_row
 log = structlog.get_logger()
 
 # A batch whose commit was not answered is sent again: a row that is there already is the same row.
-_INSERT = """
-INSERT INTO tracekit.spans (trace_id, span_id, parent_span_id, task_id, source, name, kind, start_time, end_time,
+KEEP = """
+INSERT INTO tracekit.kept_spans (trace_id, span_id, parent_span_id, task_id, source, name, kind, start_time, end_time,
                             status, status_message, attributes, links, events)
 SELECT trace_id, span_id, parent_span_id, task_id, 'sdk', name, kind, start_time, end_time,
        status, status_message, attributes, links, events
@@ -33,7 +33,7 @@ ON CONFLICT (trace_id, span_id) DO NOTHING
 
 
 class PostgresSpanExporter(SpanExporter):
-    """Writes SDK spans to `tracekit.spans`, over a connection of its own that belongs to the exporting thread.
+    """Writes SDK spans to `tracekit.kept_spans`, over a connection of its own that belongs to the exporting thread.
 
     A batch that cannot be written is tried again, with backoff and jitter, until the database has been away for
     `patience` seconds. After that each batch is tried once, and what fails is dropped, counted in `dropped` and logged:
@@ -91,7 +91,7 @@ class PostgresSpanExporter(SpanExporter):
                 if self._connection is None:
                     self._connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
                     self._connection.execute(self._options)
-                self._connection.execute(_INSERT, [json.dumps(rows)])
+                self._connection.execute(KEEP, [json.dumps(rows)])
             except psycopg.DataError:
                 raise
             except BaseException:

@@ -24,7 +24,7 @@ from structlog.types import EventDict, WrappedLogger
 from tracekit.tracing.hop import current_hop
 from tracekit.tracing.secrets import redact_text, redact_value, register_secret
 
-__all__ = ["RESTRICTED", "LogFormat", "LogLevel", "configure_logging", "register_secret"]
+__all__ = ["RESTRICTED", "LogFormat", "LogLevel", "configure_logging", "json_formatter", "register_secret"]
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -50,27 +50,13 @@ def configure_logging(format: LogFormat = "json", level: LogLevel = "info", *, s
     """Sends every log line of the process to `stream` (default: stderr), as JSON or for a person to read. May be called
     again; what others have put on the root logger stays.
     """
-    render: list[structlog.types.Processor]
     if format == "json":
-        render = [structlog.processors.format_exc_info, _redact, structlog.processors.JSONRenderer(sort_keys=True)]
+        formatter = json_formatter()
     else:
         console = structlog.dev.ConsoleRenderer(
             colors=(stream or sys.stderr).isatty(), exception_formatter=structlog.dev.plain_traceback
         )
-        render = [_redact, console, _redact_rendered]
-    formatter = ProcessorFormatter(
-        processors=[
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            ProcessorFormatter.remove_processors_meta,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            _place,
-            _restrict,
-            *render,
-        ],
-        foreign_pre_chain=[ExtraAdder()],
-    )
+        formatter = _formatter(_redact, console, _redact_rendered)
     handler = _Handler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -86,6 +72,27 @@ def configure_logging(format: LogFormat = "json", level: LogLevel = "info", *, s
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
+    )
+
+
+def json_formatter() -> ProcessorFormatter:
+    """What makes a line of JSON of any log record, with its place, redacted."""
+    return _formatter(structlog.processors.format_exc_info, _redact, structlog.processors.JSONRenderer(sort_keys=True))
+
+
+def _formatter(*render: structlog.types.Processor) -> ProcessorFormatter:
+    return ProcessorFormatter(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            ProcessorFormatter.remove_processors_meta,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            _place,
+            _restrict,
+            *render,
+        ],
+        foreign_pre_chain=[ExtraAdder()],
     )
 
 

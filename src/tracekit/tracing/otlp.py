@@ -76,21 +76,43 @@ def collector_from_environment() -> Collector | None:
     """The collector, or None where none is configured. Raises CollectorError for what is not supported."""
     if _first("OTEL_SDK_DISABLED").lower() == "true":
         return None
-    exporters = [name.strip() for name in _first("OTEL_TRACES_EXPORTER").split(",") if name.strip()]
-    unknown = sorted(set(exporters) - {"otlp", "none"})
-    if unknown:
-        raise CollectorError(f"OTEL_TRACES_EXPORTER={','.join(unknown)} is not supported", hint="Use otlp or none.")
+    exporters = _exporters("OTEL_TRACES_EXPORTER")
     if "none" in exporters:
         return None
     endpoint = _first("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint and not exporters:
         return None
-    protocol = _first("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
-    if protocol == "grpc":
-        return Collector("grpc", endpoint or "http://localhost:4317")
-    if protocol == "http/protobuf":
-        return Collector("http/protobuf", endpoint or "http://localhost:4318")
-    raise CollectorError(f"the OTLP protocol {protocol} is not supported", hint="Use http/protobuf or grpc.")
+    protocol = _protocol("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+    return Collector(protocol, endpoint or f"http://localhost:{4317 if protocol == 'grpc' else 4318}")
+
+
+def logs_protocol_from_environment() -> OtlpProtocol | None:
+    """How log lines go to the collector, None unless `OTEL_LOGS_EXPORTER` asks for it. Traces alone do not: many a
+    collector takes no logs. Raises CollectorError for what is not supported.
+    """
+    if _first("OTEL_SDK_DISABLED").lower() == "true" or "otlp" not in _exporters("OTEL_LOGS_EXPORTER"):
+        return None
+    return _protocol("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL")
+
+
+def _exporters(variable: str) -> list[str]:
+    """The exporters that a variable names; `none` among them: no other counts."""
+    exporters = [name.strip() for name in _first(variable).split(",") if name.strip()]
+    unknown = sorted(set(exporters) - {"otlp", "none"})
+    if unknown:
+        raise CollectorError(f"{variable}={','.join(unknown)} is not supported", hint="Use otlp or none.")
+    return ["none"] if "none" in exporters else exporters
+
+
+def _protocol(variable: str) -> OtlpProtocol:
+    """The protocol of one signal, or the one of all."""
+    match _first(variable, "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        case "" | "http/protobuf":
+            return "http/protobuf"
+        case "grpc":
+            return "grpc"
+        case other:
+            raise CollectorError(f"the OTLP protocol {other} is not supported", hint="Use http/protobuf or grpc.")
 
 
 def _first(*variables: str) -> str:

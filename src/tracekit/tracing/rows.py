@@ -1,4 +1,4 @@
-"""SDK spans as rows of `tracekit.spans`, and rows as SDK spans.
+"""SDK spans as rows of `tracekit.kept_spans`, and rows of `tracekit.spans` as SDK spans.
 
 A row has no columns for the instrumentation scope and the resource. A skeleton span's are tracekit's own; an SDK span
 keeps its scope and its process as attributes, under the names that OpenTelemetry gives them for such formats, and gets

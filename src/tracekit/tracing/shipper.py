@@ -83,7 +83,7 @@ class SpanShipper:
         self._woken = asyncio.Event()
         self._in_a_row = 0
         self.shipped = 0
-        """Rows that this process has shipped."""
+        """Spans that this process has shipped."""
         self.rejected = 0
         """Spans among those that the collector did not keep."""
         self.failures = 0
@@ -116,7 +116,7 @@ class SpanShipper:
             await self.close()
 
     async def ship_once(self) -> int:
-        """Ships one batch; the rows that were passed, 0 where nothing is ready or another process ships.
+        """Ships one batch; how many spans it had, 0 where nothing is ready or another process ships.
 
         Raises DeliveryError, psycopg.Error, TimeoutError or a TracekitError of `connect`.
         """
@@ -139,7 +139,7 @@ class SpanShipper:
                     pass
 
     async def _ship(self, stop: asyncio.Event) -> int | None:
-        """Ships one batch; the rows that were passed, or None while another process ships."""
+        """Ships one batch; how many spans it had, or None while another process ships."""
         if self._collector is None:
             return 0
         try:
@@ -177,20 +177,32 @@ class SpanShipper:
         taken, answer = await self._send(self._readable(shipment), stop)
         if taken:
             return answer
-        count = len(shipment.rows)
-        refusal = f"the collector did not take {count} spans: {answer.status} {answer.message}".rstrip()
+        refusal = f"the collector did not take {len(shipment.rows)} spans: {answer.status} {answer.message}".rstrip()
         if not answer.permanent:
             raise DeliveryError(refusal)
-        # It will never take this batch. Halve it until the span that is at fault is alone.
-        if count > 1:
-            self._limit = count // 2
+        # It will never take this batch. Halve it until what is at fault is alone.
+        if shipment.sources > 1:
+            self._limit = shipment.sources // 2
             return None
         # What refuses an empty batch as well is no collector at all, and no reason to give up a span.
         if not (await self._send([], stop))[0]:
             raise DeliveryError(refusal)
-        row = shipment.rows[0]
-        log.error("shipper.refused", status=answer.status, trace_id=row.trace_id, span_id=row.span_id)
-        return Answer(answer.status, rejected=1, message=answer.message)
+        return await self._deliver_singly(shipment, answer, stop)
+
+    async def _deliver_singly(self, shipment: Shipment, refused: Answer, stop: asyncio.Event) -> Answer:
+        """The spans of one row of the record, of which the collector takes some and some never."""
+        rejected = 0
+        for row in shipment.rows:
+            alone = Shipment([row], shipment.end, 1)
+            taken, answer = (
+                (False, refused) if len(shipment.rows) == 1 else await self._send(self._readable(alone), stop)
+            )
+            if not taken and not answer.permanent:
+                raise DeliveryError(f"the collector did not take a span: {answer.status} {answer.message}".rstrip())
+            if not taken:
+                rejected += 1
+                log.error("shipper.refused", status=answer.status, trace_id=row.trace_id, span_id=row.span_id)
+        return Answer(refused.status, rejected=rejected, message=refused.message)
 
     def _readable(self, shipment: Shipment) -> list[ReadableSpan]:
         spans = []

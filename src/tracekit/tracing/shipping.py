@@ -1,4 +1,7 @@
-"""The cursor over `tracekit.spans`: which rows can be shipped, which have been, and how to move on.
+"""The cursor over what spans are made of: which can be shipped, which have been, and how to move on.
+
+Spans are a view of envelopes, lines of the record and kept spans, and the cursor moves over the rows of those: one such
+row is several spans, and they are shipped together.
 
 (xid, seq) is the order of shipping. A row whose transaction is older than every running one cannot be joined by an
 earlier row any more, so one cursor passes each row exactly once, however late a transaction commits.
@@ -14,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, LiteralString
 
 import structlog
@@ -27,9 +29,6 @@ log = structlog.get_logger()
 
 DESTINATION = "otlp"
 
-PENDING_LIMIT = 10_000
-"""`ShippingState.pending` counts no further, so that looking costs the same whatever the backlog."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
@@ -41,30 +40,12 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """Rows to ship next, and the cursor after them."""
+    """Spans to ship next, and the cursor after what they are made of."""
 
     rows: list[SpanRow]
     end: Cursor
-
-
-@dataclass(frozen=True, slots=True)
-class ShippingState:
-    """How far shipping is."""
-
-    pending: int
-    """Rows not yet shipped, counted up to `PENDING_LIMIT`."""
-    oldest_seconds: float | None
-    """Since the end of the oldest span among those; None where nothing is pending."""
-    shipped: int
-    """Rows that the cursor has passed since it was made."""
-    shipped_at: datetime | None
-    """When it last moved."""
-
-
-@dataclass(frozen=True, slots=True)
-class _PlacedRow(SpanRow):
-    xid: str
-    seq: int
+    sources: int
+    """How many rows of the record they are made of."""
 
 
 _LOCK: LiteralString = "SELECT pg_try_advisory_xact_lock(hashtext('tracekit.span_shipping'), hashtext(%s))"
@@ -77,62 +58,71 @@ _READ_CURSOR: LiteralString = """
 SELECT xid::text, seq, xid <> '0' AND
        (((c.xmin::text::bigint - (c.xid::text::numeric %% 4294967296)::bigint) + 4294967296) %% 4294967296)
            NOT BETWEEN 1 AND 2147483647,
-       EXISTS (SELECT FROM tracekit.spans WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+       EXISTS (SELECT FROM tracekit.envelopes WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+       OR EXISTS (SELECT FROM tracekit.record WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+       OR EXISTS (SELECT FROM tracekit.kept_spans WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
 FROM tracekit.span_shipping AS c WHERE destination = %s
 """
 
 _ADOPTION_S = 600
 """Seconds for rewriting a restored table: once, and as long as the table is large."""
 
-_ADOPT_FUTURE_ROWS: LiteralString = """
-UPDATE tracekit.spans SET xid = pg_current_xact_id() WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())
-"""
+_SOURCES: tuple[LiteralString, ...] = ("tracekit.envelopes", "tracekit.record", "tracekit.kept_spans")
 
-# A row was copied here if its tuple was not written by the transaction it names.
-_ADOPT_ALL_ROWS: LiteralString = """
-UPDATE tracekit.spans
-SET xid = CASE WHEN (xid, seq) <= (%s::xid8, %s) THEN '0'::xid8 ELSE pg_current_xact_id() END
-WHERE xmin <> xid::xid
-"""
+_ADOPT_FUTURE_ROWS: tuple[LiteralString, ...] = tuple(
+    f"UPDATE {table} SET xid = pg_current_xact_id() WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())"
+    for table in _SOURCES
+)
+
+# A row was copied here if its tuple was not written by the transaction it names. 3 is the first xid that a server gives
+# to anybody: those below it are marks (see 0002), and 3 itself comes before whatever is written here.
+_ADOPT_ALL_ROWS: tuple[LiteralString, ...] = tuple(
+    f"""
+UPDATE {table} SET xid = CASE WHEN (xid, seq) <= (%s::xid8, %s) THEN '3'::xid8 ELSE pg_current_xact_id() END
+WHERE xid > '2' AND xmin <> xid::xid"""
+    for table in _SOURCES
+)
 
 _ADOPT_CURSOR: LiteralString = """
-UPDATE tracekit.span_shipping SET xid = '0', seq = 9223372036854775807 WHERE destination = %s
+UPDATE tracekit.span_shipping SET xid = '3', seq = 9223372036854775807 WHERE destination = %s
+"""
+
+# The order of shipping: by number among the rows of one transaction. A span's size is that of what it has of its own.
+_ROWS: tuple[LiteralString, ...] = tuple(
+    f"""
+(SELECT xid, seq, {size} AS size FROM {table}
+ WHERE (xid, seq) > (%(xid)s::xid8, %(seq)s) AND xid > '2' AND xid < pg_snapshot_xmin(pg_current_snapshot())
+ ORDER BY xid, seq LIMIT %(rows)s)"""
+    for table, size in (
+        ("tracekit.envelopes", "1500 + coalesce(octet_length(received::text), 0)"),
+        ("tracekit.record", "2500"),
+        (
+            "tracekit.kept_spans",
+            "octet_length(attributes::text) + octet_length(links::text) + octet_length(events::text)",
+        ),
+    )
+)
+
+_END: LiteralString = f"""
+SELECT xid::text, seq, rows FROM (
+    SELECT xid, seq, size, sum(size) OVER (ORDER BY xid, seq) AS total, row_number() OVER (ORDER BY xid, seq) AS rows
+    FROM ({" UNION ALL ".join(_ROWS)} ORDER BY xid, seq LIMIT %(rows)s) AS ready
+) AS sized
+WHERE total - size < %(bytes)s ORDER BY sized.xid DESC, seq DESC LIMIT 1
 """
 
 _NEXT: LiteralString = """
-WITH ready AS (
-    SELECT xid, seq, trace_id, span_id, parent_span_id, source, name, kind, start_time, end_time, status,
-           status_message, attributes, links, events,
-           octet_length(attributes::text) + octet_length(links::text) + octet_length(events::text) AS size
-    FROM tracekit.spans
-    WHERE (xid, seq) > (%(xid)s::xid8, %(seq)s) AND xid < pg_snapshot_xmin(pg_current_snapshot())
-    ORDER BY xid, seq
-    LIMIT %(rows)s
-), sized AS (
-    SELECT ready.*, sum(size) OVER (ORDER BY xid, seq) AS total FROM ready
-)
-SELECT xid::text, seq, trace_id, span_id, parent_span_id, source, name, kind, start_time,
-       end_time, status, status_message, attributes, links, events
-FROM sized WHERE total - size < %(bytes)s
-ORDER BY sized.xid, seq
+SELECT trace_id, span_id, parent_span_id, source, name, kind, start_time, end_time, status, status_message, attributes,
+       links, events
+FROM tracekit.spans
+WHERE (xid, seq) > (%(xid)s::xid8, %(seq)s) AND (xid, seq) <= (%(end_xid)s::xid8, %(end_seq)s)
+ORDER BY xid, seq, start_time, span_id
 """
 
 _ADVANCE: LiteralString = """
 UPDATE tracekit.span_shipping
 SET xid = %s::xid8, seq = %s, shipped = shipped + %s, shipped_at = clock_timestamp()
 WHERE destination = %s
-"""
-
-_STATE: LiteralString = """
-SELECT p.pending, extract(epoch FROM clock_timestamp() - p.oldest)::float8 AS oldest_seconds,
-       coalesce(c.shipped, 0) AS shipped, c.shipped_at
-FROM (VALUES (%(destination)s)) AS d (destination)
-LEFT JOIN tracekit.span_shipping AS c ON c.destination = d.destination
-CROSS JOIN LATERAL (
-    SELECT count(*) AS pending, min(end_time) AS oldest FROM (
-        SELECT end_time FROM tracekit.spans
-        WHERE (xid, seq) > (coalesce(c.xid, '0'), coalesce(c.seq, 0))
-        ORDER BY xid, seq LIMIT %(limit)s) AS waiting) AS p
 """
 
 
@@ -173,14 +163,20 @@ class Turn:
                 await connection.commit()
 
     async def next(self, rows: int, size: int) -> Shipment | None:
-        """What can be shipped next: at most `rows`, and none that begins after `size` bytes. None: nothing is ready."""
+        """What can be shipped next: of at most `rows` rows of the record, and of none that begins after `size` bytes.
+        None: nothing is ready.
+        """
         bounds = {"xid": self._cursor.xid, "seq": self._cursor.seq, "rows": rows, "bytes": size}
         async with asyncio.timeout(self._step_timeout):
-            async with self._connection.cursor(row_factory=class_row(_PlacedRow)) as cursor:
-                found = await (await cursor.execute(_NEXT, bounds)).fetchall()
+            end = await (await self._connection.execute(_END, bounds)).fetchone()
+            found: list[SpanRow] = []
+            if end:
+                async with self._connection.cursor(row_factory=class_row(SpanRow)) as cursor:
+                    last = {"end_xid": end[0], "end_seq": end[1]}
+                    found = await (await cursor.execute(_NEXT, {**bounds, **last})).fetchall()
             # The portal of a query keeps its snapshot until another statement takes its place. This one needs none.
             await _limit_idling(self._connection, self._idle)
-        return Shipment(list(found), Cursor(found[-1].xid, found[-1].seq)) if found else None
+        return Shipment(found, Cursor(end[0], end[1]), end[2]) if end else None
 
     async def commit(self, shipped: Shipment | None) -> None:
         """Ends the turn. What was shipped in it is passed by the cursor."""
@@ -191,15 +187,6 @@ class Turn:
             await self._connection.commit()
 
 
-async def shipping_state(connection: AsyncConnection[Any]) -> ShippingState:
-    """How far shipping is, on any connection, for at most `PENDING_LIMIT` rows' effort."""
-    async with connection.cursor(row_factory=class_row(ShippingState)) as cursor:
-        await cursor.execute(_STATE, {"destination": DESTINATION, "limit": PENDING_LIMIT})
-        state = await cursor.fetchone()
-    assert state is not None
-    return state
-
-
 async def _adopt(connection: AsyncConnection[Any], cursor: Cursor, *, foreign: bool) -> None:
     """Gives rows and a cursor that were restored from another server's dump xids of this one.
 
@@ -208,10 +195,12 @@ async def _adopt(connection: AsyncConnection[Any], cursor: Cursor, *, foreign: b
     """
     await connection.execute(f"SET LOCAL statement_timeout = {_ADOPTION_S * 1000}")
     if foreign:
-        await connection.execute(_ADOPT_ALL_ROWS, [cursor.xid, cursor.seq])
+        for statement in _ADOPT_ALL_ROWS:
+            await connection.execute(statement, [cursor.xid, cursor.seq])
         await connection.execute(_ADOPT_CURSOR, [DESTINATION])
     else:
-        await connection.execute(_ADOPT_FUTURE_ROWS)
+        for statement in _ADOPT_FUTURE_ROWS:
+            await connection.execute(statement)
 
 
 async def _limit_idling(connection: AsyncConnection[Any], seconds: float) -> None:

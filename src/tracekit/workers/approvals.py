@@ -62,6 +62,11 @@ class Approval:
     why: tuple[str, ...] = ()
     """Why a person is asked."""
 
+    @property
+    def of_a_budget(self) -> bool:
+        """Whether it is a call beyond its budget (`workers.over_budget`), and no plan."""
+        return "over" in self.plan
+
 
 @dataclass(frozen=True, slots=True)
 class Decided:
@@ -208,7 +213,9 @@ async def approved(queue: Queue, task_id: str, plan_hash: str) -> str | None:
         cursor = await connection.execute(
             "SELECT w.key, w.data->>'plan_hash', w.resolution, s.key, s.payload FROM tracekit.waits AS w"
             " LEFT JOIN tracekit.signals AS s ON s.id = w.signal_id"
-            " WHERE w.task_id = %s AND w.kind = %s ORDER BY w.hop DESC, w.attempt DESC LIMIT 1",
+            # What was asked about money says nothing of a plan.
+            " WHERE w.task_id = %s AND w.kind = %s AND NOT w.data ? 'over_budget'"
+            " ORDER BY w.hop DESC, w.attempt DESC LIMIT 1",
             [task_id, KIND],
         )
         row = await cursor.fetchone()

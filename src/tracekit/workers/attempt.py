@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from datetime import timedelta
 from typing import Any, get_args
 
 import structlog
 from pydantic import ValidationError
 
+from tracekit.cost import OverBudget
 from tracekit.queue import GiveUp, LeaseLost, Outcome, PayloadRefused, Position
 from tracekit.queue.effects import EffectUncertain
 from tracekit.queue.model import Failed
-from tracekit.tracing.hop import HopScope, hop_scope
-from tracekit.workers.mode import Hop, Mode, Services
+from tracekit.tracing.hop import enter_hop
+from tracekit.workers import over_budget
+from tracekit.workers.mode import Hop, Mode, Services, scope_of
 
 log = structlog.get_logger()
 
@@ -23,31 +24,17 @@ Answer = Outcome | Failed
 _OUTCOMES = get_args(Outcome)
 
 
-async def run_attempt(
-    mode: Mode[Any], position: Position, services: Services, threads: ThreadPoolExecutor, longest: timedelta
-) -> Answer:
-    """Run the handler inside its attempt's span and log context.
+async def run_attempt(mode: Mode[Any], position: Position, services: Services, threads: ThreadPoolExecutor) -> Answer:
+    """Run the handler inside its attempt's span and log context, which the asyncio task keeps: it must be its own.
 
-    Raises `LeaseLost` if the handler found its lease gone, and `asyncio.CancelledError` if the worker cancelled it.
+    Raises `LeaseLost` if the handler found its lease gone, and `asyncio.CancelledError` if the worker cancelled it,
+    whose business the time is that it takes.
     """
-    scope = HopScope(
-        task_id=position.task_id,
-        trace_id=position.trace_id,
-        span_id=position.span_id,
-        hop=position.hop,
-        attempt=position.attempt,
-        mode=position.mode,
-        persona=position.persona,
-        data_tier=position.data_tier,
-        trace_state=position.trace_state,
-    )
-    with hop_scope(scope):
-        answer = await _answer(mode, position, services, threads, longest)
-        if isinstance(answer, Failed):
-            log.warning("attempt.failed", attempt=position.attempt, error_type=answer.error_type)
-        else:
-            log.info("attempt.ended", attempt=position.attempt, outcome=type(answer).__name__)
-        return answer
+    enter_hop(scope_of(position))
+    answer = await _answer(mode, position, services, threads)
+    if isinstance(answer, Failed):
+        log.warning("attempt.failed", attempt=position.attempt, error_type=answer.error_type)
+    return answer
 
 
 def _asked_to_stop(error: BaseException) -> bool:
@@ -70,32 +57,36 @@ def _said(error: BaseException) -> str:
         return "it has a message that cannot be read"
 
 
-async def _answer(
-    mode: Mode[Any], position: Position, services: Services, threads: ThreadPoolExecutor, longest: timedelta
-) -> Answer:
+async def _run(mode: Mode[Any], hop: Hop[Any], threads: ThreadPoolExecutor) -> Any:
+    if mode.blocks:
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(threads, context.run, mode.run, hop)
+    return await mode.run(hop)  # type: ignore[misc]
+
+
+async def _answer(mode: Mode[Any], position: Position, services: Services, threads: ThreadPoolExecutor) -> Answer:
     try:
         value = mode.input_type.model_validate(position.input if position.input is not None else {})
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:20])
         return Failed("InvalidInput", f"{mode.name} cannot take its input: {faults}")
-    hop = Hop(position, value, services, structlog.get_logger())
+    except Exception as error:
+        # A validator that raises anything but ValueError: pydantic lets it through.
+        return Failed(type(error).__qualname__, _said(error))
+    hop = Hop(position, value, services, log)
     try:
-        async with asyncio.timeout(longest.total_seconds()) as limit:
-            if mode.blocks:
-                context = copy_context()
-                answer = await asyncio.get_running_loop().run_in_executor(threads, context.run, mode.run, hop)
-            else:
-                answer = await mode.run(hop)  # type: ignore[misc]
+        answer = await over_budget.decided(hop)
+        if answer is None:
+            try:
+                answer = await _run(mode, hop, threads)
+            except OverBudget as error:
+                answer = await over_budget.answer(hop, error)
     except LeaseLost:
         raise
     except EffectUncertain as error:
         return GiveUp(str(error))
     except PayloadRefused as error:
         return Failed("PayloadRefused", str(error))
-    except TimeoutError as error:
-        if limit.expired():
-            return Failed("timeout", f"{mode.name} took longer than {longest.total_seconds():g} s")
-        return Failed("TimeoutError", str(error))
     except BaseException as error:
         if _asked_to_stop(error):
             raise

@@ -31,6 +31,11 @@ PRIORITIES: dict[str, Priority] = {
 urgent: urgent tasks wake people, and what wakes them must have been named so by the rule's author. A resolved alert is
 `low`, whatever it was."""
 
+OWN = {"service": "tracekit", "job": "tracekit", "alertname": "Tracekit.+"}
+"""Labels, and patterns of their values, any of which makes an alert one about tracekit itself, as in the routes of
+`alerts/alertmanager.yaml`. Such an alert is people's and never a task: one that fails would fire the alert that files
+the next."""
+
 MOST_LABELS = 50
 """Labels of an alert, and annotations. More is a fault: no rule of a person's has them."""
 LONGEST_LABEL = 1_000
@@ -79,6 +84,11 @@ class Alert:
         if self.status == "resolved":
             return Priority.LOW
         return PRIORITIES.get(self.labels.get("severity", "").lower(), Priority.NORMAL)
+
+    @property
+    def about_tracekit(self) -> bool:
+        """Whether it is about tracekit itself; see `OWN`."""
+        return any(re.fullmatch(pattern, self.labels.get(name, "")) for name, pattern in OWN.items())
 
     @property
     def intent(self) -> str:

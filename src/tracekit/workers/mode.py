@@ -29,6 +29,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -37,10 +38,13 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 
 from tracekit.config import Settings
+from tracekit.cost import Booked, CallSpan, Ledger, PriceBook, Usage
 from tracekit.errors import TracekitError
 from tracekit.queue import Outcome, Position, Queue, Resumption
 from tracekit.queue.model import Json
 from tracekit.tracing.context import TraceContext
+from tracekit.tracing.hop import HopScope
+from tracekit.workers.booking import current_context, insist, outlive
 from tracekit.workers.personas import Persona, Personas
 
 Input = TypeVar("Input", bound=BaseModel)
@@ -62,6 +66,11 @@ class Services:
     """Instrumented: a request made in a hop is a CLIENT span of its attempt and carries `traceparent`."""
     personas: Personas = field(default_factory=lambda: Personas({}))
     """Those of the configured directory."""
+    ledger: Ledger = field(init=False)
+    """What model calls spend."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ledger", Ledger(self.queue, PriceBook(self.settings.prices)))
 
 
 class BlockingHop:
@@ -80,6 +89,11 @@ class BlockingHop:
             result = function()
             self._wait(self._hop.services.queue.record_effect(self._hop.task, step, result))
         return result
+
+    def usage(self, *calls: Usage) -> list[Booked]:
+        """`Hop.usage`."""
+        booked: list[Booked] = self._wait(self._hop.usage(*calls))
+        return booked
 
     def _wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -113,6 +127,11 @@ class Hop(Generic[Input]):
         return TraceContext(self.task.trace_id, self.task.span_id, self.task.trace_state)
 
     @property
+    def scope(self) -> HopScope:
+        """The attempt, as spans and log lines know it."""
+        return scope_of(self.task)
+
+    @property
     def blocking(self) -> BlockingHop:
         """The same for a handler that runs in a thread."""
         return BlockingHop(self, self.loop)
@@ -131,6 +150,40 @@ class Hop(Generic[Input]):
             result = await function()
             await self.services.queue.record_effect(self.task, step, result)
         return result
+
+    async def usage(self, *calls: Usage) -> list[Booked]:
+        """Book what calls of models spent that this attempt made by itself, each with a span (C1, C2). For most,
+        `tracekit.cost.readers` makes the usage of what the model or program answered.
+
+        It is written at once, so an attempt that fails or dies later has spent it all the same. The same `Usage.key`
+        again is a later report of the same call. Raises `LeaseLost`; what was spent is booked even then.
+        """
+        return await outlive(self._book(calls))
+
+    async def _book(self, calls: Sequence[Usage]) -> list[Booked]:
+        ledger, scope = self.services.ledger, self.scope
+        reports = []
+        for usage in calls:
+            span = CallSpan.of_the_past(usage, current_context(scope))
+            span.say(scope.attributes())
+            report = await ledger.report(usage, span)
+            span.end(usage, report.priced)
+            reports.append(report)
+        return await insist(lambda: ledger.book(self.task, reports), reports)
+
+
+def scope_of(at: Position) -> HopScope:
+    """The attempt of a claim, as spans and log lines know it."""
+    return HopScope(
+        task_id=at.task_id,
+        trace_id=at.trace_id,
+        hop=at.hop,
+        attempt=at.attempt,
+        mode=at.mode,
+        persona=at.persona,
+        data_tier=at.data_tier,
+        trace_state=at.trace_state,
+    )
 
 
 class Mode(ABC, Generic[Input]):
@@ -156,7 +209,7 @@ class Mode(ABC, Generic[Input]):
         """
         return ()
 
-    @property
+    @cached_property
     def blocks(self) -> bool:
         """Whether `run` is a plain function, to be run in a thread."""
         return not inspect.iscoroutinefunction(self.run)

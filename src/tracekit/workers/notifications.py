@@ -28,6 +28,7 @@ from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 
 from tracekit import instruments
 from tracekit.config import Settings
+from tracekit.cost.warnings import BUDGET_KINDS
 from tracekit.envelope import DataTier
 from tracekit.errors import TracekitError
 from tracekit.queue.model import Json
@@ -182,7 +183,11 @@ class _Message:
         self.urgent = notification.urgent
         self.links: dict[str, str] = {}
         self.url = ""
-        if notification.data_tier == DataTier.RESTRICTED.value:
+        # What is sent under one name takes the place of what was sent before under it.
+        replaces = data.get("replaces")
+        self.sequence = f"{self.kind}:{replaces}" if isinstance(replaces, str) else self.task_id
+        # A budget's warning says nothing of the task that happened to spend last.
+        if notification.data_tier == DataTier.RESTRICTED.value and self.kind not in BUDGET_KINDS:
             self.title = "A restricted task needs you" if notification.urgent else "News of a restricted task"
             self.body = f"See `tracekit tasks show {notification.task_id}`."
             return
@@ -202,7 +207,7 @@ class _Message:
             "title": _cut(self.title, 250),
             "priority": 5 if self.urgent else 4 if self.links else 3,
             "tags": [self.kind[:40]],
-            "sequence_id": self.task_id,
+            "sequence_id": self.sequence,
             "actions": [
                 {"action": "http", "label": BUTTONS[decision], "url": url, "method": "POST", "clear": True}
                 for decision, url in self.links.items()

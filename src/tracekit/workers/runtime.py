@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
+import structlog
 
 from tracekit import instruments
+from tracekit.cost import Ledger
 from tracekit.postgres import connect
 from tracekit.queue.listener import Listener
 from tracekit.tracing.instrument import instrument_handlers
@@ -22,11 +24,19 @@ from tracekit.workers.personas import Personas
 from tracekit.workers.substrate import Substrate
 from tracekit.workers.worker import Worker
 
+log = structlog.get_logger()
+
+HISTORY_EVERY = 3600.0
+"""Seconds between looks for weeks of history that are over, or to come."""
+
+BUDGETS_EVERY = 5.0
+"""Seconds between looks whether a budget is spent too fast."""
+
 IDLE_OUTBOX = 2.0
 """Seconds between looks at an outbox that was empty."""
 
 LAST_NEWS = 5.0
-"""Seconds that the end of the process waits for the last wake-ups and spans to go out."""
+"""Seconds that the end of the process waits for the last spans to go out."""
 
 Loop = tuple[str, Callable[[], Awaitable[object]], float]
 """A name, a round, and the seconds between rounds."""
@@ -56,19 +66,21 @@ class Runtime:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve the modes until `stop`, then drain. Beside the worker this runs the sweeper, the listener, the
-        notifier, the deliverer of notifications, the span shipper, and the sources that the modes bring.
+        deliverer of notifications, the span shipper, and the sources that the modes bring.
         """
         substrate, settings = self._substrate, self._substrate.settings
-        async with httpx.AsyncClient(timeout=30) as http:
+        # Read once: the certificates of the two clients are the same, and take a while.
+        certificates = httpx.create_ssl_context()
+        async with httpx.AsyncClient(timeout=30, verify=certificates) as http:
             instrument_handlers(self._tracing.provider).client(http)
             # What carries tracekit's own news makes no spans: it belongs to no hop (T9).
-            async with httpx.AsyncClient(timeout=30) as plain:
+            async with httpx.AsyncClient(timeout=30, verify=certificates) as plain:
                 services = Services(settings, substrate.queue, http, self._personas)
                 modes = [mode(services) for mode in self._modes.values()]
                 worker = Worker(services, modes, settings.worker)
                 shipper = SpanShipper(substrate.listen_dsn, self._tracing.collector, resource=self._tracing.resource)
                 loops = [
-                    *self._loops(worker, plain),
+                    *self._loops(worker, services.ledger, plain),
                     *(
                         (f"{mode.name} source", source.poll, source.interval.total_seconds())
                         for mode in modes
@@ -83,7 +95,7 @@ class Runtime:
                 finally:
                     await end(*tasks, shipping)
 
-    def _loops(self, worker: Worker, http: httpx.AsyncClient) -> list[Loop]:
+    def _loops(self, worker: Worker, ledger: Ledger, http: httpx.AsyncClient) -> list[Loop]:
         substrate, settings = self._substrate, self._substrate.settings
         listener = Listener(
             substrate.listen_dsn,
@@ -106,11 +118,24 @@ class Runtime:
         async def sweep() -> None:
             instruments.SWEPT.inc(await substrate.queue.sweep())
 
+        async def sweep_calls() -> None:
+            await ledger.sweep()
+
+        async def watch_budgets() -> None:
+            await ledger.watch_budgets(settings.cost.warn_at)
+
+        async def keep_history() -> None:
+            kept = await substrate.queue.keep_history(settings.history.keep)
+            if kept and (kept.dropped or kept.deleted or kept.held):
+                log.info("history.kept", dropped=kept.dropped, deleted=kept.deleted, held=kept.held)
+
         loops: list[Loop] = [
+            ("history", keep_history, HISTORY_EVERY),
             ("sweep", sweep, settings.worker.sweep_interval.total_seconds()),
+            ("sweep calls", sweep_calls, settings.worker.sweep_interval.total_seconds()),
+            ("budgets", watch_budgets, BUDGETS_EVERY),
             ("listen", listener.listen, 0),
             ("listener state", follow_listener, 0),
-            ("notify", substrate.queue.notifier.round, 0),
             ("deliver", deliver, 0),
             ("depths", DepthReader(substrate.queue).read, 5),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 
 from tests.queue.driving import claim, settle, submission, take
+from tests.support.processes import PATIENCE
 from tracekit.config import GuardianSettings, HomeAssistantSettings, PrometheusSettings, Settings
 from tracekit.demo.home_assistant import HomeAssistantStandIn
 from tracekit.queue import Outcome, Position, Queue
@@ -53,7 +55,8 @@ class Driver:
         mode = self.modes[position.mode]
         services = Services(self.settings, self.queue, self.http)
         with ThreadPoolExecutor(1) as threads:
-            answer = await run_attempt(mode, position, services, threads, timedelta(seconds=20))
+            async with asyncio.timeout(PATIENCE):
+                answer = await run_attempt(mode, position, services, threads)
         self.log.append((position.mode, answer))
         return answer
 
@@ -112,7 +115,7 @@ def settings_for(home: Path, house: HomeAssistantStandIn, **changes: Any) -> Set
     values: dict[str, Any] = {
         "home": home,
         "home_assistant": HomeAssistantSettings.model_validate(
-            {"url": house.url, "token": house.token, "verify_timeout": timedelta(seconds=2)}
+            {"url": house.url, "token": house.token, "verify_timeout": timedelta(seconds=30)}
         ),
         "prometheus": PrometheusSettings(url=""),
         "guardian": GuardianSettings.model_validate({"approval_secret": SECRET}),

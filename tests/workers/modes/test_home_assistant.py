@@ -35,7 +35,7 @@ async def unlocked(driver: Driver) -> str:
 
 
 async def test_a_lock_that_takes_its_time_is_waited_for(driver: Driver, house: HomeAssistantStandIn) -> None:
-    house.entities["lock.front_door"].turning = timedelta(milliseconds=400)
+    house.entities["lock.front_door"].turning = timedelta(seconds=2)
     await unlocked(driver)
     reviewed = await driver.reviewed()
     assert reviewed.outcome == "done"

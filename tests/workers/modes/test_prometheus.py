@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
+from tests.support.processes import PATIENCE
 from tests.support.programs import require_program
 from tests.workers.modes.driving import Driver, settings_for
 from tracekit.config import PrometheusSettings
@@ -47,9 +49,7 @@ async def prometheus(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     program = require_program("prometheus")
     home = tmp_path_factory.mktemp("prometheus")
     (home / "prometheus.yml").write_text("global: {}\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [
         f"--config.file={home}/prometheus.yml",
         f"--storage.tsdb.path={home}/data",
@@ -57,7 +57,7 @@ async def prometheus(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     ]
     process = await asyncio.create_subprocess_exec(program, *arguments, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while b"ready to receive web requests" not in (line := await process.stderr.readline()):
             assert line, "Prometheus ended before it was ready"
     draining = asyncio.create_task(process.stderr.read())

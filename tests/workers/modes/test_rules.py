@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ def task(intent: str, **fields: Any) -> Position:
     position = Position(
         task_id=new_task_id(),
         trace_id=new_trace_id(),
-        parent_span_id=None,
         trace_state="",
         origin="manual",
         surface="test",
@@ -42,7 +40,6 @@ def task(intent: str, **fields: Any) -> Position:
         tags=(),
         review_of=None,
         task_created_at=AT,
-        task_expires_at=None,
         hop=2,
         mode="planner",
         persona="assistant",
@@ -58,7 +55,7 @@ def task(intent: str, **fields: Any) -> Position:
         claimed_at=AT,
         wait_attempt=None,
     )
-    return replace(position, **fields)
+    return position._replace(**fields)
 
 
 def planned(intent: str, request: PlanRequest | None = None, rules: Rules = BUILT_IN, **fields: Any) -> Plan | None:

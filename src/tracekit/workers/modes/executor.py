@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from tracekit.cost import OverBudget
 from tracekit.queue import GiveUp, HandOff, Outcome
 from tracekit.workers.approvals import approved
 from tracekit.workers.capabilities import Misconfigured, Refused, Unavailable, UnknownCapability, installed
@@ -50,6 +51,10 @@ class Executor(Mode[ApprovedPlan]):
                     uncertain="rerun" if capability.repeatable(arguments) else "raise",
                 )
                 results.append(StepResult(status="done", result=result))
+            except OverBudget:
+                # What becomes of it is the budget's policy, as for any attempt: nothing was done.
+                await self.services.queue.undo_effect(hop.task, name)
+                raise
             except (Refused, Unavailable, Misconfigured) as error:
                 # All three say that nothing was done: the step is as if it had not begun.
                 await self.services.queue.undo_effect(hop.task, name)

@@ -1,13 +1,13 @@
-"""The historian: writes down what came of a task, from its record, and ends it."""
+"""The historian: writes down what came of a task, from its record, and ends it. It has each week rolled up, too."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,22 @@ import yaml
 from psycopg.rows import class_row
 
 from tracekit.envelope import DataTier
-from tracekit.errors import TracekitError
 from tracekit.queue import Done, Outcome, Queue
 from tracekit.queue.model import Json
-from tracekit.queue.payload import plain_text
 from tracekit.queue.tasks import Event, Task
-from tracekit.tracing.secrets import redact_text, redact_value
+from tracekit.tracing.secrets import redact_value
 from tracekit.workers.files import private_directory, write_whole
-from tracekit.workers.mode import Hop, Mode
+from tracekit.workers.markdown import inline, table, timestamp, took
+from tracekit.workers.mode import Hop, Mode, Source
 from tracekit.workers.plan import Reviewed
-
-MOST_ROWS = 500
-"""Rows of one table; a task that rested for months has more attempts than anybody reads."""
-CELL = 300
-"""Characters of a table's cell."""
+from tracekit.workers.rollup import WeekSource
+from tracekit.workers.vault import VaultError, summary_path
 
 RESTRICTED_SUMMARY = "The task's data is restricted: what was asked and what came of it is not written down."
 
 _ENDED = {"done": "Done", "failed": "Failed"}
 _PLAIN = {"done": "Done.", "failed": "It did not work."}
 """What anybody may be told of a restricted task's end."""
-
-
-class VaultError(TracekitError):
-    """The summary cannot be written. Tried again: a full disk may be given room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +60,20 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCalls:
+    """What the task's calls of one model came to."""
+
+    model: str
+    mode: str
+    calls: int
+    unpriced: int
+    input: int
+    cached: int
+    output: int
+    cost: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """All that the database knows of a task."""
 
@@ -75,6 +81,7 @@ class Record:
     events: Sequence[Event]
     waits: Sequence[Wait]
     effects: Sequence[Effect]
+    calls: Sequence[ModelCalls]
     restricted: bool
     """The task's data is restricted, or a plan of it had a step whose data is."""
 
@@ -89,13 +96,17 @@ class Historian(Mode[Reviewed]):
     input_type = Reviewed
     timeout = timedelta(minutes=2)
 
+    def sources(self) -> list[Source]:
+        """Weeks that are over."""
+        return [WeekSource(self.services)]
+
     async def run(self, hop: Hop[Reviewed]) -> Outcome:
         """Write the summary once, then end the task with the reviewer's outcome."""
 
         async def write() -> Json:
             record = await read_record(hop.services.queue, hop.task.task_id)
             vault = hop.services.settings.vault_dir
-            path = summary_path(record.task)
+            path = summary_path(record.task.id, record.task.created_at)
             await asyncio.to_thread(write_summary, vault, path, render(record, hop.input))
             return {"path": str(path), "restricted": record.restricted}
 
@@ -104,12 +115,6 @@ class Historian(Mode[Reviewed]):
         if written["restricted"]:
             return Done(hop.input.outcome, _PLAIN[hop.input.outcome])
         return Done(hop.input.outcome, hop.input.summary)
-
-
-def summary_path(task: Task) -> Path:
-    """Where a task's summary lies in the vault: the same for ever."""
-    day = task.created_at.astimezone(UTC)
-    return Path(f"{day:%Y}", f"{day:%m}", f"{day:%Y-%m-%d}-{task.id}.md")
 
 
 async def read_record(queue: Queue, task_id: str) -> Record:
@@ -134,13 +139,22 @@ async def read_record(queue: Queue, task_id: str) -> Record:
                 [task_id],
             )
             effects = await cursor.fetchall()
+        async with connection.cursor(row_factory=class_row(ModelCalls)) as cursor:
+            await cursor.execute(
+                "SELECT model, mode, count(*) AS calls, count(*) FILTER (WHERE cost IS NULL) AS unpriced,"
+                " sum(input_tokens + cache_write_tokens)::bigint AS input, sum(cache_read_tokens)::bigint AS cached,"
+                " sum(output_tokens)::bigint AS output, coalesce(sum(cost), 0) AS cost"
+                " FROM tracekit.spend WHERE task_id = %s GROUP BY model, mode ORDER BY cost DESC, model, mode",
+                [task_id],
+            )
+            calls = await cursor.fetchall()
         found = await connection.execute(
             "SELECT EXISTS (SELECT FROM tracekit.hops WHERE task_id = %s"
             """ AND input @? '$.plan.steps[*] ? (@.data_tier == "restricted")')""",
             [task_id],
         )
         [restricted] = await found.fetchone() or [False]
-    return Record(task, events, waits, effects, restricted or task.data_tier == DataTier.RESTRICTED.value)
+    return Record(task, events, waits, effects, calls, restricted or task.data_tier == DataTier.RESTRICTED.value)
 
 
 # --- the text -------------------------------------------------------------------------------------------------------
@@ -150,26 +164,34 @@ def render(record: Record, reviewed: Reviewed) -> str:
     """The summary as Markdown. Of a restricted task: who, when and how long, and nothing of its content (P8)."""
     task = record.task
     restricted = record.restricted
-    front = {
+    front: dict[str, Json] = {
         "task_id": task.id,
         "trace_id": task.trace_id,
         "requester": task.requester,
         "origin": task.origin,
         "outcome": reviewed.outcome,
-        "started": _time(task.created_at),
-        "ended": _time(task.now),
+        "started": timestamp(task.created_at),
+        "ended": timestamp(task.now),
         "data_tier": DataTier.RESTRICTED.value if restricted else task.data_tier,
     }
-    title = "Restricted task" if restricted else _inline(task.intent, 200)
+    if record.calls:
+        front |= {
+            "cost_usd": f"{sum((call.cost for call in record.calls), Decimal(0)):f}",
+            "model_calls": sum(call.calls for call in record.calls),
+            "unpriced_calls": sum(call.unpriced for call in record.calls),
+        }
+    title = "Restricted task" if restricted else inline(task.intent, 200)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
-        f"**{_ENDED[reviewed.outcome]}.** " + (RESTRICTED_SUMMARY if restricted else _inline(reviewed.summary, 2_000)),
+        f"**{_ENDED[reviewed.outcome]}.** " + (RESTRICTED_SUMMARY if restricted else inline(reviewed.summary, 2_000)),
         _facts(task),
     ]
     if reviewed.steps and not restricted:
         parts += ["## What was done", _steps(reviewed)]
     parts += ["## Hops", _hops(record.events, restricted)]
+    if record.calls:
+        parts += ["## Cost", _cost(record.calls)]
     if record.waits:
         parts += ["## Waits and approvals", _waits(record.waits)]
     if record.effects:
@@ -178,12 +200,12 @@ def render(record: Record, reviewed: Reviewed) -> str:
 
 
 def _facts(task: Task) -> str:
-    took = _took(task.created_at, task.now)
-    lines = [f"Asked by {_inline(task.requester)} through {_inline(task.surface)}; took {took}."]
+    lasted = took(task.created_at, task.now)
+    lines = [f"Asked by {inline(task.requester)} through {inline(task.surface)}; took {lasted}."]
     if task.destructive:
         lines.append("It was destructive.")
     if task.tags:
-        lines.append("Tags: " + ", ".join(_inline(tag) for tag in task.tags) + ".")
+        lines.append("Tags: " + ", ".join(inline(tag) for tag in task.tags) + ".")
     if task.review_of:
         lines.append(f"It was about the dead task {task.review_of}.")
     return " ".join(lines)
@@ -194,12 +216,12 @@ def _steps(reviewed: Reviewed) -> str:
         (str(number), step.capability, step.what, step.outcome, step.detail)
         for number, step in enumerate(reviewed.steps, 1)
     )
-    return _table(("step", "capability", "what", "outcome", "detail"), rows, len(reviewed.steps))
+    return table(("step", "capability", "what", "outcome", "detail"), rows, len(reviewed.steps))
 
 
 def _hops(events: Sequence[Event], restricted: bool) -> str:
     ended = [event for event in events if event.kind == "attempt.ended"]
-    return _table(
+    return table(
         ("hop", "mode", "persona", "attempt", "waited", "took", "outcome", "error"),
         (_attempt(event, restricted) for event in ended),
         len(ended),
@@ -219,11 +241,28 @@ def _attempt(event: Event, restricted: bool) -> tuple[str, ...]:
         event.mode or "",
         str(data.get("persona") or ""),
         str(event.attempt),
-        _took(ready_at, claimed_at),
-        _took(claimed_at, event.at),
+        took(ready_at, claimed_at),
+        took(claimed_at, event.at),
         str(data.get("outcome", "")),
         told,
     )
+
+
+def _cost(calls: Sequence[ModelCalls]) -> str:
+    rows = (
+        (
+            call.model,
+            call.mode,
+            str(call.calls),
+            f"{call.input:,}",
+            f"{call.cached:,}",
+            f"{call.output:,}",
+            f"{call.cost:f}" + (f" and {call.unpriced} unpriced" if call.unpriced else ""),
+        )
+        for call in calls
+    )
+    head = ("model", "mode", "calls", "tokens in", "from cache", "tokens out", "US dollars")
+    return table(head, rows, len(calls))
 
 
 def _waits(waits: Sequence[Wait]) -> str:
@@ -231,14 +270,14 @@ def _waits(waits: Sequence[Wait]) -> str:
         (
             wait.kind,
             str(wait.hop),
-            _time(wait.opened_at),
-            _took(wait.opened_at, wait.closed_at),
+            timestamp(wait.opened_at),
+            took(wait.opened_at, wait.closed_at),
             (wait.decision if wait.kind == "approval" and wait.decision else wait.resolution) or "open",
             wait.sent_by or "",
         )
         for wait in waits
     )
-    return _table(("wait", "hop", "opened", "lasted", "ended by", "who"), rows, len(waits))
+    return table(("wait", "hop", "opened", "lasted", "ended by", "who"), rows, len(waits))
 
 
 def _effects(effects: Sequence[Effect], restricted: bool) -> str:
@@ -247,43 +286,16 @@ def _effects(effects: Sequence[Effect], restricted: bool) -> str:
             # A step's name is its author's, and may say what it is about.
             f"effect {number}" if restricted else effect.step,
             str(effect.hop),
-            _time(effect.finished_at) if effect.finished_at else "begun, not known whether it happened",
+            timestamp(effect.finished_at) if effect.finished_at else "begun, not known whether it happened",
             "" if restricted or effect.finished_at is None else _json(effect.result),
         )
         for number, effect in enumerate(effects, 1)
     )
-    return _table(("effect", "hop", "done", "result"), rows, len(effects))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], count: int) -> str:
-    lines = [_row(head), _row(["---"] * len(head))]
-    for number, row in enumerate(rows):
-        if number == MOST_ROWS:
-            return "\n".join(lines) + f"\n\n… and {count - MOST_ROWS} more."
-        lines.append(_row([_inline(cell, CELL) for cell in row]))
-    return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$%=])")
-_BARE_URL = re.compile(r"(?i)\b(https?|file|javascript|data):")
-
-
-def _inline(text: str, limit: int = CELL) -> str:
-    """`text` as one line that shows as it is: a vault's reader may run code blocks and follow links and embeds."""
-    line = plain_text(" ".join(redact_text(text).split()), limit)
-    return _BARE_URL.sub(r"\1\\:", _MARKDOWN.sub(r"\\\1", line))
+    return table(("effect", "hop", "done", "result"), rows, len(effects))
 
 
 def _json(value: Json) -> str:
     return "" if value is None else json.dumps(redact_value("", value), ensure_ascii=False)
-
-
-def _time(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _parsed(value: Any) -> datetime | None:
@@ -291,17 +303,6 @@ def _parsed(value: Any) -> datetime | None:
         return datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-
-
-def _took(start: datetime | None, end: datetime | None) -> str:
-    if start is None or end is None:
-        return ""
-    seconds = max(0.0, (end - start).total_seconds())
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ class ObserverError(TracekitError):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found: alerts that fire, the tasks filed for those that were new, and what could not be read."""
+    """What one look found: alerts that fire (but for those about tracekit itself, see `incidents.OWN`), the tasks filed
+    for those that were new, and what could not be read.
+    """
 
     firing: int
     filed: list[str]
@@ -97,7 +99,8 @@ class Observer(Mode[NoInput]):
 
 async def look_at_alerts(services: Services) -> Look:
     """Ask Alertmanager what fires and file what is new. Safe to repeat. Raises `ObserverError`."""
-    alerts, faults = incidents.parse_alerts(await _firing(services))
+    read, faults = incidents.parse_alerts(await _firing(services))
+    alerts = [alert for alert in read if not alert.about_tracekit]
     requester = services.settings.system_principal
     filed: list[str] = []
     for first in range(0, len(alerts), BATCH):
