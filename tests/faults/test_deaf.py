@@ -89,10 +89,9 @@ async def test_the_late_answer_of_a_handler_that_does_not_hear_changes_nothing_Q
     """Its lease is lost while its worker is frozen; it answers long after, and the worker works on."""
     quick = ("--poll=0.1", "--grace=1")
     deaf = await start_worker(dsn, *quick, "--lease=3", "--no-sweep", ready=False)
-    healthy = await start_worker(dsn, *quick, "--lease=600", ready=False)
+    healthy = await start_worker(dsn, *quick, "--lease=600", "--held", ready=False)
     for worker in (deaf, healthy):
         await worker.prints()
-    healthy.freeze()
     accepted = await after.accept(submission("deaf", {}), submission("blocked", {}))
     await after.until_ledger("begun", 2)
     deaf.freeze()

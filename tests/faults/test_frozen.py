@@ -18,7 +18,7 @@ from tracekit.queue import Queue
 
 LEASE = 3.0
 FROZEN = (f"--lease={LEASE}", "--poll=0.1", "--no-sweep")
-HEALTHY = ("--lease=600", "--poll=0.1")
+HEALTHY = ("--lease=600", "--poll=0.1", "--held")
 HOLD = "begin_effect:careful record_effect:effectful settle:fast heartbeat"
 
 
@@ -31,7 +31,6 @@ async def test_nothing_that_a_woken_worker_still_says_counts_Q3(
     healthy = await start_worker(dsn, *HEALTHY, ready=False)
     async with mortal(dsn, *FROZEN, log=tmp_path / "frozen", ledger=after.ledger, hold=HOLD) as frozen:
         await healthy.prints()
-        healthy.freeze()
         accepted = await after.accept(
             submission("fast", {}), submission("effectful", {}), submission("careful", {}),
             submission("lingering", {"seconds": 600.0}),

@@ -23,7 +23,7 @@ from tracekit.queue import Queue
 
 LEASE, SWEEP = 2.0, 0.2
 DOOMED = (f"--lease={LEASE}", "--poll=0.1", "--no-sweep")
-HEALTHY = ("--lease=600", "--poll=0.1")
+HEALTHY = ("--lease=600", "--poll=0.1", "--held")
 """It loses no lease of its own however slow it is, and ends those of the dead."""
 
 
@@ -87,9 +87,8 @@ async def test_a_worker_killed_at_a_point_loses_and_doubles_nothing_Q1_Q2_Q3_Q5_
     doomed_one = mortal(dsn, *DOOMED, log=tmp_path / "doomed", ledger=after.ledger, kill=point)
     healthy = await start_worker(dsn, *HEALTHY, ready=False)
     async with doomed_one as doomed:
+        # It does nothing until there is something to recover, and needs no time to start then.
         await healthy.prints()
-        # It stands still until there is something to recover, and needs no time to start then.
-        healthy.freeze()
         *_, careful = accepted = await after.accept(
             submission("fast", {}), submission("fast", {}), submission("chain", {"hops": 2}),
             submission("effectful", {}), submission("effectful", {}), submission("careful", {}),
@@ -150,8 +149,7 @@ async def test_a_worker_killed_while_its_completion_is_being_written_loses_and_d
 ) -> None:
     """Q8: the completing transaction is there whole or not at all, though nobody is left to hear which."""
     doomed, healthy = await asyncio.gather(start_worker(dsn, *DOOMED), start_worker(dsn, *HEALTHY))
-    for worker in (doomed, healthy):
-        worker.freeze()
+    doomed.freeze()
     accepted = await after.accept(*(submission("fast", {}) for _ in range(4)))
     async with await psycopg.AsyncConnection.connect(dsn) as blocker:
         async with blocker.transaction():

@@ -1,4 +1,8 @@
-"""A worker process for tests: `python -m tests.faults.worker --dsn …`. It prints a line once it serves."""
+"""A worker process for tests: `python -m tests.faults.worker --dsn …`. It prints a line once it serves.
+
+With `--held` it prints one before, and comes to the database when SIGCONT lets it go. One that was stopped at its work
+may have sent off a claim, which the server carries out whenever it comes to it.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if arguments.held:
+        let_go = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, let_go.set)
+        print("held", flush=True)
+        await let_go.wait()
     async with running(arguments.dsn, ALL, settings, sweep=not arguments.no_sweep) as here:
         print(here.worker.id, flush=True)
         await stop.wait()
@@ -43,6 +52,7 @@ def main() -> None:
     parser.add_argument("--poll", type=float, default=0.5)
     parser.add_argument("--grace", type=float, default=5.0)
     parser.add_argument("--no-sweep", action="store_true")
+    parser.add_argument("--held", action="store_true")
     plain_logs(logging.WARNING, sys.stderr)
     asyncio.run(serve(parser.parse_args()))
 

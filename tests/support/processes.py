@@ -101,9 +101,12 @@ class Process:
 
     async def gone(self, *, within: float = PATIENCE) -> int:
         """Its exit status, once it has ended and all it printed is in `lines`."""
-        async with asyncio.timeout(within):
-            status = await self._process.wait()
-            await self._reading
+        try:
+            async with asyncio.timeout(within):
+                status = await self._process.wait()
+                await self._reading
+        except TimeoutError:
+            raise AssertionError(f"{self.pid} is still there after {within:g} s:\n{self.log[-4000:]}") from None
         return status
 
     async def __aenter__(self) -> Self:
