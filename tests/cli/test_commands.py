@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 
 import tracekit
 from tests.cli.running import COMMAND, Cli
 from tests.queue.driving import accept, settle, take
 from tests.queue.test_audit import histories
+from tests.support.processes import PATIENCE, eventually
 from tracekit import __version__
 from tracekit.cli.commands import cli as root
 from tracekit.cli.parameters import DURATION
@@ -295,6 +297,21 @@ async def test_a_mode_that_is_not_there_is_said_before_the_process_starts(cli: C
     ran = await cli("worker", "--modes", "exekutor")
     assert (ran.out, ran.err.count("\n")) == ("", 1)
     assert "no installed package brings the mode exekutor" in ran.err
+
+
+async def test_d6_a_worker_that_is_asked_for_metrics_counts_what_waits(cli: Cli, queue: Queue) -> None:
+    await accept(queue, mode="executor")
+
+    async def scraped(url: str) -> bool:
+        async with httpx.AsyncClient() as http:
+            return 'tracekit_hops{mode="executor",priority="normal",state="ready"} 1.0' in (await http.get(url)).text
+
+    async with cli.started("worker", "--modes", "router", "--metrics-port", "0") as worker:
+        assert worker.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            while (said := json.loads(await worker.stderr.readline()))["event"] != "metrics.ready":
+                pass
+        await eventually(lambda: scraped(said["url"]), "what waits is counted")
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])

@@ -22,6 +22,8 @@ from tracekit.config import Settings
 from tracekit.tracing.logexport import export_logs
 from tracekit.tracing.logs import configure_logging, register_secret
 from tracekit.tracing.sdk import TracingHandle, configure_tracing
+from tracekit.workers.depths import DepthReader
+from tracekit.workers.loops import end
 from tracekit.workers.runtime import Runtime, chosen_modes
 from tracekit.workers.substrate import Substrate, open_substrate
 
@@ -60,6 +62,8 @@ async def worker(app: App, modes: list[str] | None, metrics_port: int | None) ->
             log.info("metrics.ready", url=f"http://{app.settings.ingress.host}:{server.server_port}/metrics")
             stack.callback(thread.join)
             stack.callback(server.shutdown)
+            # Counting what waits is work for the database: nobody does it whom nobody asks.
+            stack.push_async_callback(end, asyncio.create_task(DepthReader(substrate.queue).keep()))
         log.info("process.ready", modes=modes or "all")
         await _together(stop, substrate.watch_schema(stop), runtime.run(stop))
     await _leave_the_deaf()

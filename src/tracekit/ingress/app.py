@@ -64,7 +64,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loops = [
-            asyncio.create_task(keep("depths", DepthReader(queue, gauges).read, pause=5)),
+            asyncio.create_task(DepthReader(queue, gauges).keep()),
             asyncio.create_task(keep("refusals", refusals.round)),
         ]
         try:

@@ -11,12 +11,16 @@ from tracekit import instruments
 from tracekit.cost import budgets, counters
 from tracekit.instruments import DatabaseGauges, Reading
 from tracekit.queue import Queue
+from tracekit.workers.loops import keep
 
 MOST_SPANS = 100_000
 """Where the count of unshipped spans ends: with more, only that it is too many matters, and counting them costs."""
 
 SHARE = 20
 """A look that took long is repeated no sooner than this many times as long: at most 5 % of one connection's time."""
+
+PAUSE = 5.0
+"""Seconds between looks of a process."""
 
 # The names are those of the catalogue, as tests/test_metrics.py holds them to.
 _READ: LiteralString = """
@@ -105,7 +109,7 @@ FROM clock, tracekit.workers AS w, unnest(w.modes) AS mode WHERE w.seen_at > now
 
 
 class DepthReader:
-    """Renews `gauges`. Several in one process (workers and ingress) share them and look no more often than one would.
+    """Renews `gauges`, in a process that shows them to somebody.
 
     `at_most` (default 4 s) is how young a reading is too young to be renewed, `timeout` (default 5 s) how long the
     database may take before it counts as away.
@@ -123,6 +127,10 @@ class DepthReader:
         self._gauges = gauges
         self._at_most = at_most.total_seconds()
         self._timeout = timeout.total_seconds()
+
+    async def keep(self) -> None:
+        """Read every few seconds, until cancelled."""
+        await keep("depths", self.read, pause=PAUSE)
 
     async def read(self) -> None:
         """Look, unless the last look is young enough; as `look`."""

@@ -16,7 +16,6 @@ from tracekit.queue.listener import Listener
 from tracekit.tracing.instrument import instrument_handlers
 from tracekit.tracing.sdk import TracingHandle
 from tracekit.tracing.shipper import SpanShipper
-from tracekit.workers.depths import DepthReader
 from tracekit.workers.loops import end, keep
 from tracekit.workers.mode import Mode, Services, UnknownMode, installed_modes
 from tracekit.workers.notifications import Deliverer
@@ -137,7 +136,6 @@ class Runtime:
             ("listen", listener.listen, 0),
             ("listener state", follow_listener, 0),
             ("deliver", deliver, 0),
-            ("depths", DepthReader(substrate.queue).read, 5),
         ]
         if substrate.lease:
             loops.append(("embedded server", substrate.ensure, 2))
