@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.ingress.conftest import OPERATOR, Served, make_settings, serving
 from tests.queue.driving import AT_ONCE, accept, settle, submission, take
-from tests.support.processes import PATIENCE
+from tests.support.processes import PATIENCE, patience
 from tests.support.programs import require_program
 from tests.support.prometheus import Prometheus
 from tests.tracing.writing import RECEIVED, write_many
@@ -333,7 +333,7 @@ async def test_a_real_prometheus_scrapes_it(served: Served, tmp_path: Path) -> N
                 response = await http.get(f"/api/v1/{path}", params=params)
                 return response.json().get("data") if response.status_code == 200 else None
 
-            async with asyncio.timeout(PATIENCE):
+            async with patience():
                 while True:
                     up = await query("query", query="up{job='tracekit'} == 1")
                     if up and up["result"]:

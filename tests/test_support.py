@@ -1,10 +1,13 @@
 """The suite's own rules: a missing program skips with a reason, and CI lets no skip pass."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support import programs
+from tests.support.processes import patience
 
 pytest_plugins = ["pytester"]
 
@@ -50,6 +53,15 @@ def test_an_expected_failure_is_no_skip(pytester: pytest.Pytester, monkeypatch: 
     pytester.makepyfile("import pytest\n@pytest.mark.xfail\ndef test_one(): assert False")
     monkeypatch.setenv("TRACEKIT_CI", "1")
     assert run_with_rule(pytester, monkeypatch).ret == pytest.ExitCode.OK
+
+
+async def test_a_time_in_which_nothing_ran_does_not_count_as_waiting() -> None:
+    async with patience(1):
+        time.sleep(1.1)  # noqa: ASYNC251 - the machine stands still
+        await asyncio.sleep(0.01)
+    with pytest.raises(TimeoutError):
+        async with patience(1):
+            await asyncio.Event().wait()
 
 
 def test_a_program_is_found_in_sbin_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

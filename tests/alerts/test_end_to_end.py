@@ -114,7 +114,7 @@ class Inbox:
                     return alert
             return None
 
-        found = await eventually(look, f"a person is told of {labels} {status}", within=60)
+        found = await eventually(look, f"a person is told of {labels} {status}")
         assert found is not None
         return found
 
@@ -133,7 +133,7 @@ async def test_d5_a_dead_letter_reaches_people_and_comes_back_resolved_and_what_
         await Process.start("tracekit", "up", log=tmp_path / "log", env=env),
         httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {OPERATOR}"}) as http,
     ):
-        await eventually(lambda: answers(f"{url}/readyz"), "tracekit is ready", within=60)
+        await eventually(lambda: answers(f"{url}/readyz"), "tracekit is ready")
         # It has no Home Assistant to ask: no attempt will do better.
         request = {"intent": "turn on the kitchen light", "idempotency_key": "light"}
         task = (await http.post("/v1/tasks", json=request)).json()["task_id"]

@@ -20,7 +20,7 @@ import tracekit
 from tests.cli.running import COMMAND, Cli
 from tests.queue.driving import accept, settle, take
 from tests.queue.test_audit import histories
-from tests.support.processes import PATIENCE, eventually
+from tests.support.processes import eventually, patience
 from tracekit import __version__
 from tracekit.cli.commands import cli as root
 from tracekit.cli.parameters import DURATION
@@ -308,7 +308,7 @@ async def test_d6_a_worker_that_is_asked_for_metrics_counts_what_waits(cli: Cli,
 
     async with cli.started("worker", "--modes", "router", "--metrics-port", "0") as worker:
         assert worker.stderr is not None
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             while (said := json.loads(await worker.stderr.readline()))["event"] != "metrics.ready":
                 pass
         await eventually(lambda: scraped(said["url"]), "what waits is counted")

@@ -21,7 +21,7 @@ from tests.cost.budgeting import (
 )
 from tests.cost.driving import book, ledger_of, rows, usage
 from tests.queue.driving import accept, settle, take
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit.cost import OverBudget, late
 from tracekit.cost.budgets import standings
 from tracekit.cost.late import LateReport
@@ -365,6 +365,6 @@ async def test_c3_a_time_zone_that_comes_back_on_the_same_day_counts_that_day(qu
         [standing] = await standings(connection)
     assert standing.spent == 1, "it is the same week"
     with pytest.raises(OverBudget):
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             await reserve(ledger_of(queue), at, "k")
     await holds_together(queue)

@@ -144,7 +144,7 @@ async def running(migrated: Stack) -> AsyncIterator[Stack]:
                 ran = await asyncio.to_thread(migrated.run, *health(name), name=name)
                 return ran.returncode == 0
 
-            await eventually(healthy, f"{name} is healthy", within=60)
+            await eventually(healthy, f"{name} is healthy")
         yield migrated
 
 

@@ -19,7 +19,7 @@ from tests.faults.breaking import proxied
 from tests.faults.database import value
 from tests.queue.driving import LEASE
 from tests.soak.watching import rss
-from tests.support.processes import PATIENCE, Process, eventually
+from tests.support.processes import Process, eventually, patience
 from tracekit.postgres import Pool
 from tracekit.queue import Done, Queue, Settlement
 
@@ -131,7 +131,7 @@ async def test_a_database_that_hangs_leaves_nobody_waiting_and_nothing_behind_Q1
         proxy.hang()
         held, longest = [], 0.0
         for wave in range(waves):
-            async with asyncio.timeout(PATIENCE):
+            async with patience():
                 answers = await asyncio.gather(*(ingress.post(f"wave-{wave}-{number}") for number in range(size)))
             held.append(rss(ingress.process.pid))
             assert {answer.status for answer in answers} == {503}

@@ -18,7 +18,7 @@ from tests.faults.modes import Chain, Effectful, Fast, Parker, Raising, parker_k
 from tests.faults.running import running
 from tests.queue.driving import accept, settle, submission, take
 from tests.support.pooler import Pooler
-from tests.support.processes import PATIENCE, eventually
+from tests.support.processes import eventually, patience
 from tracekit.config import WorkerSettings
 from tracekit.postgres import Pool, connect, open_pool
 from tracekit.queue import Done, Park, Queue, Settlement, Submission
@@ -231,7 +231,7 @@ async def test_every_call_has_a_time_limit_Q10(dsn: str, queue: Queue) -> None:
             return "answered", 0.0
 
         # psycopg asks the server to cancel, and waits for that for up to twice five seconds.
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             ended = dict(zip(calls, await asyncio.gather(*map(timed, calls.values())), strict=True))
         print(ended)
         assert {error for error, _ in ended.values()} == {"TimeoutError"}

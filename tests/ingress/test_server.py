@@ -14,7 +14,7 @@ import pytest
 from tests.ingress.conftest import OPERATOR
 from tests.ingress.test_refusals import head
 from tests.ingress.test_tasks import wish
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit.config import Settings
 from tracekit.ingress import bind, create_app, serve
 from tracekit.ingress.server import ListenError
@@ -59,7 +59,7 @@ async def test_a_caller_that_never_ends_does_not_hold_the_stop_up(settings: Sett
     writer.write(head(100))
     await writer.drain()
     stop.set()
-    async with asyncio.timeout(PATIENCE):
+    async with patience():
         await serving
     writer.close()
     assert await queue.tasks() == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit.postgres import Pool, connect
 from tracekit.queue.listener import Listener, ListenerState
 from tracekit.queue.notify import CHANNEL
@@ -25,7 +25,7 @@ async def test_q10_what_nobody_of_ours_has_sent_is_no_loss_of_the_connection(
     )
     listening = asyncio.create_task(listener.listen())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             while listener.state is not ListenerState.LISTENING:
                 await listener.changed.wait()
                 listener.changed.clear()

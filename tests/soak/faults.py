@@ -98,7 +98,7 @@ class Slot:
         self._closing = True
         assert self.process is not None
         self.send(signal.SIGTERM)
-        return await self.process.gone(within=60)
+        return await self.process.gone()
 
 
 class Chaos:

@@ -158,7 +158,7 @@ class Soak:
         async def up() -> bool:
             return slot.serves
 
-        await eventually(up, f"{slot.name} is up", within=60)
+        await eventually(up, f"{slot.name} is up")
 
     async def _goes(self, slot: Slot) -> None:
         await self._serves(slot)

@@ -26,6 +26,11 @@ async def execute(pool: Pool, statement: LiteralString) -> None:
         await connection.execute(statement)
 
 
+def show_logs(directory: Path) -> None:
+    for log in sorted(directory.glob("*.log")):
+        print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
+
+
 # It lasts until each fault has happened, and most of that is processes that start: on a busy machine that takes long.
 @pytest.mark.timeout(900)
 async def test_a_short_soak_through_every_fault_leaves_nothing_behind_Q1_Q2_Q3_Q4_Q5_Q10_Q14_Q15_T11(
@@ -38,6 +43,8 @@ async def test_a_short_soak_through_every_fault_leaves_nothing_behind_Q1_Q2_Q3_Q
     report = json.loads(soak.lines[-1])
     for name, number in report["numbers"].items():
         print(f"{name}: {number:g}")
+    if report["kept"]:
+        show_logs(Path(report["kept"]))
     assert report["findings"] == []
     assert status == 0
     # It was no idle time: each kind of fault, each kind of end. Whom a fault finds idle loses nothing, so that

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,13 +27,31 @@ ALL_DAY = 4 * PATIENCE
 ROOT = Path(__file__).parents[2]
 
 
+@asynccontextmanager
+async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, of seconds in which this process ran: where a machine stood still as a whole, what is
+    waited for has had no time either.
+    """
+    async with asyncio.timeout(None) as limit:
+
+        async def lose() -> None:
+            for _ in range(math.ceil(seconds)):
+                await asyncio.sleep(1)
+            limit.reschedule(asyncio.get_running_loop().time())
+
+        async with background(lose()):
+            yield
+
+
 async def eventually(look: Callable[[], Awaitable[T]], what: str, *, within: float = PATIENCE) -> T:
     """What `look` answers, once that is true; looks again and again for up to `within` seconds."""
-    deadline = time.monotonic() + within
-    while not (seen := await look()):
-        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
-        await asyncio.sleep(0.02)
-    return seen
+    try:
+        async with patience(within):
+            while not (seen := await look()):  # noqa: ASYNC110 - it is others who bring it about
+                await asyncio.sleep(0.02)
+            return seen
+    except TimeoutError as late:
+        raise AssertionError(f"not within {within:g} s: {what}") from late
 
 
 class Process:
@@ -78,7 +96,7 @@ class Process:
 
     async def prints(self, *, lines: int = 1, within: float = PATIENCE) -> None:
         """Wait until it has printed that many lines."""
-        async with asyncio.timeout(within):
+        async with patience(within):
             while len(self.lines) < lines:
                 assert self.returncode is None, f"{self.pid} ended with {self.returncode}:\n{self.log[-4000:]}"
                 self._printed.clear()
@@ -102,7 +120,7 @@ class Process:
     async def gone(self, *, within: float = PATIENCE) -> int:
         """Its exit status, once it has ended and all it printed is in `lines`."""
         try:
-            async with asyncio.timeout(within):
+            async with patience(within):
                 status = await self._process.wait()
                 await self._reading
         except TimeoutError:

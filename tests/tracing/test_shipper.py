@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 
 from tests.support.otlp import OtlpReceiver
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tests.tracing.backlog import shipping_state
 from tests.tracing.conftest import configured
 from tests.tracing.shippers import running, shipper
@@ -291,9 +291,8 @@ async def test_a_stop_does_not_wait_for_a_collector_that_hangs(
     receiver.answer("hang")
     async with pool.connection() as connection:
         places = await write_many(connection, 3)
-    async with asyncio.timeout(PATIENCE):
-        async with running(shipper(dsn, collector, grace=0.05)):
-            await asyncio.to_thread(receiver.wait, requests=1)
+    async with patience(), running(shipper(dsn, collector, grace=0.05)):
+        await asyncio.to_thread(receiver.wait, requests=1)
     receiver.answer("ok")
     again = shipper(dsn, collector)
     assert await again.ship_once() == 3

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit.workers import loops
 
 
@@ -26,7 +26,7 @@ async def test_a_task_that_misses_its_first_cancellation_ends_all_the_same(monke
     deaf = asyncio.create_task(loops.keep("deaf", round))
     failed = asyncio.create_task(asyncio.sleep(0, result=None))
     await asyncio.sleep(0.01)
-    async with asyncio.timeout(PATIENCE):
+    async with patience():
         await loops.end(deaf, failed)
     assert deaf.cancelled()
     assert missed == 3

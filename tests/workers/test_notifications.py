@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import SecretStr
 
 from tests.queue.driving import accept, settle, take
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit import instruments
 from tracekit.config import GuardianSettings, NtfySettings, PushoverSettings, Settings
 from tracekit.queue import Done, Notice, Park, Queue
@@ -275,7 +275,7 @@ async def test_an_answer_that_trickles_is_given_up(
     monkeypatch.setattr(notifications, "_LONGEST", 0.3)
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
         phone.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             with pytest.raises(DeliveryFailed, match="TimeoutError"):
                 await Deliverer(settings(phone), http)(SOME)
         server.close()

@@ -17,7 +17,7 @@ from opentelemetry import trace
 from pydantic import BaseModel, field_serializer
 
 from tests.queue.driving import accept
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit.config import Settings, WorkerSettings
 from tracekit.postgres import Pool
 from tracekit.queue import Done, HandOff, Outcome, Queue
@@ -79,7 +79,7 @@ async def _sweep(queue: Queue) -> None:
 
 async def until(queue: Queue, task_id: str, *states: str) -> str:
     """The state, once it is one of `states`."""
-    async with asyncio.timeout(PATIENCE):
+    async with patience():
         while (task := await queue.task(task_id)).state not in states:  # noqa: ASYNC110 - the event is in the database
             await asyncio.sleep(0.01)
     return task.state
@@ -231,7 +231,7 @@ async def test_a_handler_whose_lease_is_lost_is_cancelled_and_changes_nothing_Q3
         await begun.wait()
         async with pool.connection() as connection:
             await connection.execute("UPDATE tracekit.queue SET token = token + 1 WHERE task_id = %s", [task_id])
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             await cancelled.wait()
     assert [event.kind for event in await queue.events(task_id)] == ["task.accepted"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 
 from tests.queue.driving import claim, settle, submission, take
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tracekit.config import GuardianSettings, HomeAssistantSettings, PrometheusSettings, Settings
 from tracekit.demo.home_assistant import HomeAssistantStandIn
 from tracekit.queue import Outcome, Position, Queue
@@ -55,7 +54,7 @@ class Driver:
         mode = self.modes[position.mode]
         services = Services(self.settings, self.queue, self.http)
         with ThreadPoolExecutor(1) as threads:
-            async with asyncio.timeout(PATIENCE):
+            async with patience():
                 answer = await run_attempt(mode, position, services, threads)
         self.log.append((position.mode, answer))
         return answer

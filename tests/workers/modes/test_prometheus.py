@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.ports import free_port
-from tests.support.processes import PATIENCE
+from tests.support.processes import patience
 from tests.support.programs import require_program
 from tests.workers.modes.driving import Driver, settings_for
 from tracekit.config import PrometheusSettings
@@ -57,7 +57,7 @@ async def prometheus(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     ]
     process = await asyncio.create_subprocess_exec(program, *arguments, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
-    async with asyncio.timeout(PATIENCE):
+    async with patience():
         while b"ready to receive web requests" not in (line := await process.stderr.readline()):
             assert line, "Prometheus ended before it was ready"
     draining = asyncio.create_task(process.stderr.read())
