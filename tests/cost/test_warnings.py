@@ -29,11 +29,11 @@ async def notices(queue: Queue) -> list[tuple[Any, ...]]:
 
 
 async def begun(queue: Queue, ago: timedelta) -> None:
-    """The counters began that long ago, and go on for as long as they would have."""
+    """The counters of now began that long ago, and go on for as long as they would have."""
     async with queue.connection() as connection:
         await connection.execute(
             "UPDATE tracekit.budget_counters SET begins = clock_timestamp() - %s::interval,"
-            " ends = clock_timestamp() - %s::interval + interval '7 days'",
+            " ends = clock_timestamp() - %s::interval + interval '7 days' WHERE ends > clock_timestamp()",
             [ago, ago],
         )
 
@@ -58,6 +58,7 @@ async def test_c3_a_budget_that_does_not_last_is_told_of_once_and_once_when_it_i
     assert [row[0] for row in await notices(queue)] == ["budget_pace", "budget_used_up"]
     # A raised one may be told of again.
     await let_hold(queue, OF, 150)
+    await begun(queue, timedelta(days=1))
     assert await ledger.watch_budgets(0.5) == 1
 
 
