@@ -6,6 +6,7 @@ All that knows tracekit from inside is here: how tracing is switched off, and ho
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -74,7 +75,8 @@ _UNSHIPPED = "DROP INDEX IF EXISTS tracekit.record_shipping, tracekit.envelopes_
 
 
 class Tracekit(Driver):
-    """A whole worker process: claims, settlements, heartbeats, sweeps, listener, deliverer, shipper and gauges.
+    """A whole worker process as `tracekit worker` is one: claims, settlements, heartbeats, sweeps, listener, deliverer
+    and shipper.
 
     Options: `concurrency` (hops in flight, default 200), `tracing` (default on).
     """
@@ -94,6 +96,7 @@ class Tracekit(Driver):
         self._substrate = await self._stack.enter_async_context(
             open_substrate(settings, name="bench", min_size=4, max_size=12)
         )
+        gc.freeze()  # as the program's processes do
         if not traced:
             async with self._substrate.pool.connection() as connection:
                 await connection.execute(_UNSHIPPED)
