@@ -36,6 +36,11 @@ DEAF = timedelta(seconds=5)
 LANES = 2
 """Turns under way at once: while one waits for the database, handlers of the other run."""
 
+APART = 0.05
+"""Seconds that a turn of a busy worker lets another one have the database for itself. Two that are there together come
+back together, and then it has nothing to do while handlers run. One that hangs holds up no other for longer.
+"""
+
 AT_ONCE = 8
 """Handlers that begin in one round of the event loop. With a whole turn's in one the other lane could not send."""
 
@@ -92,6 +97,9 @@ class Worker:
         self._asleep = False
         self._changing = False
         self._turns = 0
+        self._unasked = asyncio.Event()
+        self._unasked.set()
+        self._next_waits = False
         self._changed = asyncio.Event()
         self._stopping = False
         self._notified: float | None = None
@@ -138,6 +146,10 @@ class Worker:
                 self._look = time.monotonic() - self._looked_at >= poll
             if not self._ended and not self._look:
                 return
+        if self._busy and not self._unasked.is_set():
+            await self._apart()
+            if not self._ended and not self._look:
+                return
         batch = self._ended[: min(MOST_SETTLED, self._share * len(self._modes))]
         del self._ended[: len(batch)]
         mine = Counter(running.position.mode for running in batch)
@@ -153,24 +165,41 @@ class Worker:
         self._changing = self._changing or changes
         self._turns += 1
         try:
-            turn = await take_turn(self._queue, settlements, ask)
-        except BaseException:
-            self._free.subtract(mine)
+            self._unasked.clear()
+            try:
+                turn = await take_turn(self._queue, settlements, ask)
+            except BaseException:
+                self._free.subtract(mine)
+                self._free.update(asked)
+                self._ended[:0] = batch
+                raise
+            finally:
+                self._unasked.set()
+                self._changing = self._changing and not changes
+            if ask is not None and ask.sleep is not None and turn.claimed is not None:
+                self._asleep = bool(ask.sleep)
+            if self._next_waits:
+                await asyncio.sleep(0)  # it is sent before this one's hops begin
             self._free.update(asked)
-            self._ended[:0] = batch
-            raise
+            self._written(batch, {settlement.position.token for settlement in turn.lost})
+            if turn.claimed is None:
+                self._look = self._look or ask is not None
+                return
+            await self._claimed(turn.claimed, asked, notified)
         finally:
             self._turns -= 1
-            self._changing = self._changing and not changes
             self._changed.set()
-        self._free.update(asked)
-        self._written(batch, {settlement.position.token for settlement in turn.lost})
-        if turn.claimed is None:
-            self._look = self._look or ask is not None
-            return
-        if ask is not None and ask.sleep is not None:
-            self._asleep = bool(ask.sleep)
-        await self._claimed(turn.claimed, asked, notified)
+
+    async def _apart(self) -> None:
+        """Until the database has answered the turn that it was asked for, and for `APART` at most."""
+        self._next_waits = True
+        try:
+            async with asyncio.timeout(APART):
+                await self._unasked.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._next_waits = False
 
     def _ask(self, ending: Counter[str]) -> Ask | None:
         """For as much as there is room for: what is free, and what this turn frees."""
