@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,9 @@ from tests.queue.driving import accept
 from tests.support.processes import patience
 from tracekit.config import Settings, WorkerSettings
 from tracekit.postgres import Pool
-from tracekit.queue import Done, HandOff, Outcome, Queue
+from tracekit.queue import Done, HandOff, Outcome, Queue, Settlement
+from tracekit.queue.claim import Ask
+from tracekit.queue.turn import Turn
 from tracekit.tracing.hop import current_hop
 from tracekit.workers.mode import Hop, Mode, Services
 from tracekit.workers.personas import Persona, Personas
@@ -294,3 +296,40 @@ async def test_a_handler_has_the_persona_of_its_route(queue: Queue, tmp_path: Pa
     async with working(queue, mode_of(route), mode_of(act, "executor"), personas=Personas.load(tmp_path)):
         await until(queue, await accept(queue), "done")
     assert seen == [None, Persona(name="butler", model="small", prompt="Be brief.")]
+
+
+class _Holding(Queue):
+    """The third turn that has something to write is not answered before `answered`."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.answered = asyncio.Event()
+        self.held: list[str] = []
+        self._writing = 0
+
+    async def turn(self, settlements: Sequence[Settlement], ask: Ask | None = None) -> Turn:
+        self._writing += bool(settlements)
+        if self._writing == 3 and settlements:
+            self.held = [settlement.position.task_id for settlement in settlements]
+            await self.answered.wait()
+        return await super().turn(settlements, ask)
+
+
+async def test_a_turn_that_hangs_holds_up_no_other_q10(pool: Pool) -> None:
+    """Though a busy worker's turns go to the database one after the other."""
+    queue = _Holding(pool)
+
+    async def done(hop: Hop[Text]) -> Outcome:
+        return Done()
+
+    accepted = [await accept(queue) for _ in range(40)]
+    async with working(queue, mode_of(done), settings=QUICK.model_copy(update={"concurrency": 4})):
+        async with patience():
+            while not queue.held:  # noqa: ASYNC110 - it is the worker who brings it about
+                await asyncio.sleep(0.01)
+        for task_id in set(accepted) - set(queue.held):
+            await until(queue, task_id, "done")
+        assert {(await queue.task(task_id)).state for task_id in queue.held} == {"open"}
+        queue.answered.set()
+        for task_id in queue.held:
+            await until(queue, task_id, "done")
