@@ -96,6 +96,7 @@ class Tracekit(Driver):
         self._substrate = await self._stack.enter_async_context(
             open_substrate(settings, name="bench", min_size=4, max_size=12)
         )
+        gc.collect()
         gc.freeze()  # as the program's processes do
         if not traced:
             async with self._substrate.pool.connection() as connection:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from tests.alerts.programs import alertmanager, answers
@@ -119,7 +118,6 @@ class Inbox:
         return found
 
 
-@pytest.mark.timeout(240)
 async def test_d5_a_dead_letter_reaches_people_and_comes_back_resolved_and_what_is_foreign_reaches_tracekit(
     dsn: str, queue: Queue, tmp_path: Path
 ) -> None:

@@ -6,8 +6,6 @@ import asyncio
 from decimal import Decimal
 from pathlib import Path
 
-import pytest
-
 from tests.cost.budgeting import counters, holds_together, let_hold, limit
 from tests.cost.driving import all_counted, all_spent, rows
 from tests.cost.server import ModelServer
@@ -20,7 +18,6 @@ from tracekit.queue.audit import Finding, audit
 from tracekit.tracing import semconv
 
 
-@pytest.mark.timeout(120)
 async def test_c1_c3_a_worker_killed_between_the_answer_and_the_ledger_has_a_lost_call(
     queue: Queue, pool: Pool, dsn: str, tmp_path: Path
 ) -> None:

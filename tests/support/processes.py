@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
+async def patience(seconds: float = PATIENCE) -> AsyncIterator[asyncio.Timeout]:
     """As `asyncio.timeout`, of seconds in which this process ran: where a machine stood still as a whole, what is
     waited for has had no time either.
     """
@@ -40,17 +40,22 @@ async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
             limit.reschedule(asyncio.get_running_loop().time())
 
         async with background(lose()):
-            yield
+            yield limit
 
 
 async def eventually(look: Callable[[], Awaitable[T]], what: str, *, within: float = PATIENCE) -> T:
     """What `look` answers, once that is true; looks again and again for up to `within` seconds."""
+    limit: asyncio.Timeout | None = None
     try:
-        async with patience(within):
-            while not (seen := await look()):  # noqa: ASYNC110 - it is others who bring it about
+        async with patience(within) as limit:
+            while not (seen := await look()):
+                if limit.expired():  # what was cancelled took no notice
+                    raise TimeoutError
                 await asyncio.sleep(0.02)
             return seen
     except TimeoutError as late:
+        if limit is None or not limit.expired():
+            raise  # what was looked at took too long
         raise AssertionError(f"not within {within:g} s: {what}") from late
 
 

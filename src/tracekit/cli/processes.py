@@ -40,6 +40,7 @@ GO = 1.0
 
 async def up(app: App, host: str | None, port: int | None) -> None:
     """HTTP, all modes and the sweeper, in one process."""
+    chosen_modes(None)  # Their modules are among what stays.
     settings = _at(app.settings, host, port)
     with ingress.bind(settings) as listening:
         settings = _at(settings, None, _port(listening))
@@ -131,6 +132,7 @@ async def _process(
         log.info("process.starting", version=__version__, database="embedded" if substrate.lease else "configured")
         # A hundred thousand objects are there by now, modules mostly, and stay. Under load the collector would go
         # through all of them twice a second, and nothing else runs for the tenth of a second that it takes.
+        gc.collect()
         gc.freeze()
         try:
             yield substrate, tracing, stop

@@ -91,12 +91,14 @@ class Worker:
         self._share = -(-settings.concurrency // LANES)
         self._claims: Counter[str] = Counter()
         self._look = True
+        self._missed = False
         self._looked_at = 0.0
         self._some = asyncio.Event()
         self._busy = False
         self._asleep = False
         self._changing = False
         self._turns = 0
+        self._asked_last: object = None
         self._unasked = asyncio.Event()
         self._unasked.set()
         self._next_waits = False
@@ -143,7 +145,8 @@ class Worker:
                 async with asyncio.timeout(poll):
                     await self._some.wait()
             except TimeoutError:
-                self._look = time.monotonic() - self._looked_at >= poll
+                if time.monotonic() - self._looked_at >= poll:
+                    self._look = True
             if not self._ended and not self._look:
                 return
         if self._busy and not self._unasked.is_set():
@@ -165,6 +168,8 @@ class Worker:
         self._changing = self._changing or changes
         self._turns += 1
         try:
+            # Only the last one to ask says that it has been answered: of one that hangs the others are free.
+            self._asked_last = this = object()
             self._unasked.clear()
             try:
                 turn = await take_turn(self._queue, settlements, ask)
@@ -172,9 +177,11 @@ class Worker:
                 self._free.subtract(mine)
                 self._free.update(asked)
                 self._ended[:0] = batch
+                self._look = self._look or ask is not None
                 raise
             finally:
-                self._unasked.set()
+                if self._asked_last is this:
+                    self._unasked.set()
                 self._changing = self._changing and not changes
             if ask is not None and ask.sleep is not None and turn.claimed is not None:
                 self._asleep = bool(ask.sleep)
@@ -210,6 +217,8 @@ class Worker:
         free = {mode: min(self._share, self._free[mode] + ending[mode]) for mode in self._modes}
         free = {mode: count for mode, count in free.items() if count > 0}
         if not free:
+            # The other turn has asked for all the room, and may have looked already.
+            self._missed = True
             return None
         by_age = [mode for mode in free if self._claims[mode] % BY_AGE_EVERY == BY_AGE_EVERY - 1]
         self._claims.update(free.keys())
@@ -228,9 +237,10 @@ class Worker:
         self._claims.subtract(mode for mode in asked if not taken[mode])
         full = any(taken[mode] == count for mode, count in asked.items()) or len(positions) >= MOST
         self._busy = full
-        # More may be waiting; or the worker is about to sleep, and looks once more when it has said so.
-        if full or not self._asleep:
-            self._look = True
+        # More may be waiting; or the worker is about to sleep, and looks once more when it has said so: the turn that
+        # says so does.
+        if full or self._missed or not (self._asleep or self._changing):
+            self._look, self._missed = True, False
             self._some.set()
         self._free.subtract(taken)
         self._meters.claimed(positions)
