@@ -333,3 +333,34 @@ async def test_a_turn_that_hangs_holds_up_no_other_q10(pool: Pool) -> None:
         queue.answered.set()
         for task_id in queue.held:
             await until(queue, task_id, "done")
+
+
+class _Sleepless(Queue):
+    """The turn that says that the worker sleeps is not answered."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.held = False
+        self.claims: list[float] = []
+
+    async def turn(self, settlements: Sequence[Settlement], ask: Ask | None = None) -> Turn:
+        if ask is not None and ask.sleep:
+            self.held = True
+            await asyncio.Event().wait()
+        if self.held and ask is not None:
+            self.claims.append(asyncio.get_running_loop().time())
+        return await super().turn(settlements, ask)
+
+
+async def test_while_the_turn_that_says_it_sleeps_hangs_a_worker_only_polls_q10(pool: Pool) -> None:
+    queue = _Sleepless(pool)
+
+    async def done(hop: Hop[Text]) -> Outcome:
+        return Done()
+
+    settings = QUICK.model_copy(update={"poll_interval": timedelta(milliseconds=50), "grace": timedelta(0)})
+    async with working(queue, mode_of(done), settings=settings):
+        async with patience():
+            while len(queue.claims) < 5:  # noqa: ASYNC110 - it is the worker who brings it about
+                await asyncio.sleep(0.01)
+        assert queue.claims[4] - queue.claims[0] > 4 * 0.04
