@@ -118,7 +118,7 @@ class Mortal(Queue):
 async def mortal(
     dsn: str, *arguments: str, log: Path, ledger: Path, kill: str = "", hold: str = ""
 ) -> AsyncIterator[Process]:
-    """Such a worker, serving. Its first line is its id."""
+    """Such a worker, serving. Its first line is its id, or that it is held."""
     env = {LEDGER: str(ledger), KILL: kill, HOLD: hold}
     async with await Process.start("tests.faults.points", f"--dsn={dsn}", *arguments, log=log, env=env) as process:
         await process.prints()

@@ -22,7 +22,8 @@ from tracekit.postgres import Pool
 from tracekit.queue import Queue
 
 LEASE, SWEEP = 2.0, 0.2
-DOOMED = (f"--lease={LEASE}", "--poll=0.1", "--no-sweep")
+DOOMED = (f"--lease={LEASE}", "--poll=0.1", "--no-sweep", "--held")
+"""It comes when there is work: what came between its look and its claim it would claim without having seen it."""
 HEALTHY = ("--lease=600", "--poll=0.1", "--held")
 """It loses no lease of its own however slow it is, and ends those of the dead."""
 
@@ -93,6 +94,7 @@ async def test_a_worker_killed_at_a_point_loses_and_doubles_nothing_Q1_Q2_Q3_Q5_
             submission("fast", {}), submission("fast", {}), submission("chain", {"hops": 2}),
             submission("effectful", {}), submission("effectful", {}), submission("careful", {}),
         )  # fmt: skip
+        doomed.thaw()
         assert await doomed.gone() == -signal.SIGKILL, doomed.log
         died = time.time()
         found = await left(pool, after.ledger)
@@ -149,7 +151,6 @@ async def test_a_worker_killed_while_its_completion_is_being_written_loses_and_d
 ) -> None:
     """Q8: the completing transaction is there whole or not at all, though nobody is left to hear which."""
     doomed, healthy = await asyncio.gather(start_worker(dsn, *DOOMED), start_worker(dsn, *HEALTHY))
-    doomed.freeze()
     accepted = await after.accept(*(submission("fast", {}) for _ in range(4)))
     async with await psycopg.AsyncConnection.connect(dsn) as blocker:
         async with blocker.transaction():
