@@ -26,6 +26,7 @@ from tracekit.workers.attempt import Answer, run_attempt
 from tracekit.workers.loops import end, hurry, keep
 from tracekit.workers.meters import Meters
 from tracekit.workers.mode import Mode, Services
+from tracekit.workers.passage import Passage
 from tracekit.workers.settler import checked, take_turn
 
 log = structlog.get_logger()
@@ -35,11 +36,6 @@ DEAF = timedelta(seconds=5)
 
 LANES = 2
 """Turns under way at once: while one waits for the database, handlers of the other run."""
-
-APART = 0.05
-"""Seconds that a turn of a busy worker lets another one have the database for itself. Two that are there together come
-back together, and then it has nothing to do while handlers run. One that hangs holds up no other for longer.
-"""
 
 AT_ONCE = 8
 """Handlers that begin in one round of the event loop. With a whole turn's in one the other lane could not send."""
@@ -98,10 +94,7 @@ class Worker:
         self._asleep = False
         self._changing = False
         self._turns = 0
-        self._asked_last: object = None
-        self._unasked = asyncio.Event()
-        self._unasked.set()
-        self._next_waits = False
+        self._passage = Passage()
         self._changed = asyncio.Event()
         self._stopping = False
         self._notified: float | None = None
@@ -149,8 +142,8 @@ class Worker:
                     self._look = True
             if not self._ended and not self._look:
                 return
-        if self._busy and not self._unasked.is_set():
-            await self._apart()
+        if self._busy and self._passage.taken:
+            await self._passage.clear()
             if not self._ended and not self._look:
                 return
         batch = self._ended[: min(MOST_SETTLED, self._share * len(self._modes))]
@@ -168,11 +161,9 @@ class Worker:
         self._changing = self._changing or changes
         self._turns += 1
         try:
-            # Only the last one to ask says that it has been answered: of one that hangs the others are free.
-            self._asked_last = this = object()
-            self._unasked.clear()
             try:
-                turn = await take_turn(self._queue, settlements, ask)
+                with self._passage.entered():
+                    turn = await take_turn(self._queue, settlements, ask)
             except BaseException:
                 self._free.subtract(mine)
                 self._free.update(asked)
@@ -180,13 +171,10 @@ class Worker:
                 self._look = self._look or ask is not None
                 raise
             finally:
-                if self._asked_last is this:
-                    self._unasked.set()
                 self._changing = self._changing and not changes
             if ask is not None and ask.sleep is not None and turn.claimed is not None:
                 self._asleep = bool(ask.sleep)
-            if self._next_waits:
-                await asyncio.sleep(0)  # it is sent before this one's hops begin
+            await self._passage.let_next()  # its turn is sent before this one's hops begin
             self._free.update(asked)
             self._written(batch, {settlement.position.token for settlement in turn.lost})
             if turn.claimed is None:
@@ -197,17 +185,6 @@ class Worker:
             self._turns -= 1
             self._changed.set()
 
-    async def _apart(self) -> None:
-        """Until the database has answered the turn that it was asked for, and for `APART` at most."""
-        self._next_waits = True
-        try:
-            async with asyncio.timeout(APART):
-                await self._unasked.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._next_waits = False
-
     def _ask(self, ending: Counter[str]) -> Ask | None:
         """For as much as there is room for: what is free, and what this turn frees."""
         self._look = False
@@ -217,7 +194,7 @@ class Worker:
         free = {mode: min(self._share, self._free[mode] + ending[mode]) for mode in self._modes}
         free = {mode: count for mode, count in free.items() if count > 0}
         if not free:
-            # The other turn has asked for all the room, and may have looked already.
+            # Another turn may have asked for all the room, and may have looked already.
             self._missed = True
             return None
         by_age = [mode for mode in free if self._claims[mode] % BY_AGE_EVERY == BY_AGE_EVERY - 1]
